@@ -25,7 +25,6 @@ Optimizer = Literal[
     "adamw_8bit",
     "paged_adamw_32bit",
     "paged_adamw_8bit",
-    "sgd",
 ]
 
 METHODS: tuple[Method, ...] = get_args(Method)
