@@ -135,9 +135,11 @@ def test_a_slice_has_its_share_of_the_cards_rates(nvml: Environment) -> None:
     assert large["context_provenance"] == "assumed"
 
 
-def test_a_slice_is_offered_although_its_card_does_not_tell_its_memory(nvml: Environment) -> None:
-    gpu = only_gpu(nvml("mig_slice_only"))
+@pytest.mark.parametrize("case", ["mig_slice_only", "mig_card_without_figures"])
+def test_a_slice_is_offered_although_its_card_does_not_tell_its_memory(nvml: Environment, case: str) -> None:
+    gpu = only_gpu(nvml(case))
     assert gpu["total_bytes"] == (4864 - 13) * MIB
+    assert gpu["unified"] is False
     assert gpu["profile"] is None
 
 

@@ -283,6 +283,7 @@ def _read_slices(nvml: Any, handle: Any, card: Gpu) -> Iterator[Gpu]:
             free_bytes=memory.free_bytes,
             processes=_processes(nvml, part),
             mig=True,
+            unified=False,
             notes=(f"It is MIG slice {label} of GPU {card.index} ({card.name}).", *memory.notes),
         )
         share = attributes.computeInstanceSliceCount / slots if attributes else None

@@ -100,6 +100,10 @@ static const Device A30_SLICE_ONLY = {
     .name = "NVIDIA A30", .uuid = "GPU-77777777-0000-0000-0000-000000000000",
     .major = 8, .minor = 0, .unanswered = MEMORY_FAILS, .mig = 1, .slices = {&SLICE_1G},
 };
+static const Device A30_WITHOUT_FIGURES = {
+    .name = "NVIDIA A30", .uuid = "GPU-77777777-0000-0000-0000-000000000000",
+    .major = 8, .minor = 0, .unanswered = NO_MEMORY, .mig = 1, .slices = {&SLICE_1G},
+};
 static const Device GB10 = {
     .name = "NVIDIA GB10", .uuid = "GPU-dddddddd-0000-0000-0000-000000000000",
     .major = 12, .minor = 1, .unanswered = NO_MEMORY,
@@ -145,6 +149,7 @@ static const Case CASES[] = {
     {"mig", SUCCESS, 1, {&A100_MIG}},
     {"mig_without_slices", SUCCESS, 1, {&A100_MIG_EMPTY}},
     {"mig_slice_only", SUCCESS, 1, {&A30_SLICE_ONLY}},
+    {"mig_card_without_figures", SUCCESS, 1, {&A30_WITHOUT_FIGURES}},
     {"mig_and_t4", SUCCESS, 2, {&A100_MIG, &T4}},
     {"no_memory_figures", SUCCESS, 1, {&GB10}},
     {"zero_memory", SUCCESS, 1, {&GB10_ZERO}},
