@@ -103,7 +103,7 @@ FAMILIES: Mapping[str, Family] = {
     "phi3": Family(defaults=_PHI3, fused=True, qkv_bias=False, output_bias=False, window="always"),
     "phi3_v": Family(defaults=_PHI3, fused=True, qkv_bias=False, output_bias=False, window="always"),
     "phi3small": Family(
-        defaults=_PHI3 | {"hidden_act": "gegelu"},
+        defaults={k: v for k, v in _PHI3.items() if k != "intermediate_size"} | {"hidden_act": "gegelu"},
         fused=True,
         qkv_bias=True,
         output_bias=True,
@@ -123,6 +123,7 @@ FAMILIES: Mapping[str, Family] = {
             "num_experts_per_tok": 2,
         },
         norm_bias=True,
+        window="always",
         mlp="experts",
         closed_form=False,
     ),
