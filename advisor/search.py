@@ -96,6 +96,13 @@ def search(base: Plan, arch: Architecture, gpu: Gpu, *, attentions: tuple[Attent
     return best
 
 
+def smallest_plan(
+    base: Plan, arch: Architecture, gpu: Gpu, *, attentions: tuple[Attention, ...] = ("sdpa",)
+) -> Candidate:
+    """The method's plan that needs least memory, whether or not it fits."""
+    return smallest(combinations(base, attentions), divisors(base.effective_batch), arch, gpu)
+
+
 def smallest(plans: tuple[Plan, ...], sizes: tuple[int, ...], arch: Architecture, gpu: Gpu) -> Candidate:
     """The plan that needs least: checkpointing, paged 8-bit states, and one sequence or two.
 
