@@ -354,3 +354,11 @@ def _optimizer_step(ledger: Ledger, plan: Plan, arch: Architecture, s: Shapes) -
     if plan.optimizer == "adamw_torch":
         for elements, count in trained_tensors(plan, arch):
             ledger.new(terms.foreach_temporary, elements, trained_itemsize(plan), count=count)
+
+
+def state_bytes(plan: Plan, arch: Architecture) -> int:
+    """Weights, gradients and both running averages of what is trained, wherever they are stored."""
+    itemsize = trained_itemsize(plan)
+    torch_states = plan.optimizer in ("adamw_torch", "adamw_torch_fused")
+    moment = 1 if "8bit" in plan.optimizer else itemsize if torch_states else 4
+    return sum(count * elements * (2 * itemsize + 2 * moment) for elements, count in trained_tensors(plan, arch))
