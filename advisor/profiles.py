@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from advisor.architecture import Architecture, architecture_from_config
 from advisor.errors import EnvironmentLacksError, InputError, UnknownNameError
-from advisor.plan import Method, Plan, plan_from_fields
+from advisor.plan import Method, Plan, plan_from_fields, plan_to_fields
 from advisor.units import GIB, MIB
 
 Backend = Literal["cuda", "rocm", "xpu", "mps"]
@@ -363,3 +363,31 @@ def plan_with_defaults(fields: Mapping[str, Any], *, folder: str = "", bfloat16:
     choose_dtype = not bfloat16 and not {"dtype", "autocast"} & set(fields)
     base = default_plan(method, model=model, bfloat16=not choose_dtype)
     return plan_from_fields({**fields, "model": model}, base)
+
+
+def save_plan_file(plan: Plan, path: str) -> None:
+    """Writes a plan as TOML, for every command that takes --plan. An existing file is never overwritten.
+
+    Raises:
+        InputError: the file exists, or cannot be written.
+    """
+    lines = [f"{name} = {_toml(value)}" for name, value in plan_to_fields(plan).items() if value is not None]
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+    except FileExistsError as error:
+        raise InputError(f"{path} exists already.", hint="Name another file, or move that one away.") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path} cannot be written.", why=f"{reason}.", hint="Name a file in a folder of yours.") from error
+
+
+def _toml(value: Any) -> str:
+    """A plan's value as TOML: JSON's strings, numbers and booleans are TOML's too."""
+    import json
+
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {_toml(inner)}" for name, inner in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(inner) for inner in value) + "]"
+    return json.dumps(value, ensure_ascii=False)

@@ -62,7 +62,11 @@ def estimate(plan: Plan, arch: Architecture, gpu: Gpu) -> Memory:
     Raises:
         PlanError: a field that the closed form cannot honour; it names the field.
     """
-    ledger = simulate(plan, arch, gpu)
+    return summarise(simulate(plan, arch, gpu), plan, arch, gpu)
+
+
+def summarise(ledger: Ledger, plan: Plan, arch: Architecture, gpu: Gpu) -> Memory:
+    """A simulated step's peak, with what was allocated then."""
     components: dict[Component, int] = dict.fromkeys(COMPONENTS, 0)
     for entry in ledger.alive_at_peak():
         components[entry.component] += entry.size_bytes
@@ -80,7 +84,7 @@ def estimate(plan: Plan, arch: Architecture, gpu: Gpu) -> Memory:
 
 def simulate(plan: Plan, arch: Architecture, gpu: Gpu) -> Ledger:
     """The step's ledger: every allocation of a plan on a GPU."""
-    check_plan(plan, arch)
+    check_plan(plan, arch, gpu)
     shapes = layer_shapes(plan, arch, capability=gpu.capability, backend=gpu.backend)
     ledger = Ledger()
     hopper = gpu.backend == "cuda" and gpu.capability == HOPPER
@@ -88,7 +92,7 @@ def simulate(plan: Plan, arch: Architecture, gpu: Gpu) -> Ledger:
     return ledger
 
 
-def check_plan(plan: Plan, arch: Architecture) -> None:
+def check_plan(plan: Plan, arch: Architecture, gpu: Gpu) -> None:
     """Refuses what the closed form would get wrong, by the field's name.
 
     Raises:
@@ -100,6 +104,14 @@ def check_plan(plan: Plan, arch: Architecture) -> None:
             f"the closed form does not know what {arch.model_type}'s layers keep for backward",
             why="Its experts are not linear modules, and how many tokens each takes depends on the data.",
             hint="Trace it instead: phi3-advise trace --plan FILE",
+        )
+    old = gpu.backend == "cuda" and gpu.capability is not None and gpu.capability < (8, 0)
+    if plan.attention == "flash_attention_2" and old:
+        raise PlanError(
+            "attention",
+            f"flash_attention_2 does not run on {gpu.name}",
+            why=f"flash-attn 2 needs compute capability 8.0; this is {'.'.join(map(str, gpu.capability or ()))}.",
+            hint='Write attention = "sdpa".',
         )
 
 

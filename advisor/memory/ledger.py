@@ -29,6 +29,17 @@ class Term:
         """`norm_input_copy` → "norm input copy"."""
         return self.function.__name__.replace("_", " ")
 
+    @property
+    def formula(self) -> str:
+        """The formula, from the docstring's second paragraph."""
+        paragraphs = (self.function.__doc__ or "").split("\n\n")
+        return " ".join(paragraphs[1].split("Source:")[0].split()).rstrip(".") if len(paragraphs) > 1 else ""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the formula's inputs."""
+        return self.function.__code__.co_varnames[: self.function.__code__.co_argcount]
+
     def __call__(self, *sizes: int) -> int:
         """The size in bytes, not rounded."""
         return self.function(*sizes)
