@@ -7,12 +7,12 @@ from typing import Literal
 
 from advisor.errors import InputError
 from advisor.fit import Fit, explain_fit
-from advisor.hardware import Gpu, Host
-from advisor.memory.estimate import Memory
+from advisor.hardware import Gpu, Host, what_if
+from advisor.memory.estimate import Memory, summarise
 from advisor.memory.lora import match_targets
 from advisor.plan import ITEMSIZE, METHODS, Attention, Method, Plan
-from advisor.profiles import ModelProfile, all_gpus, default_plan
-from advisor.search import Candidate, evaluate, search, smallest_plan
+from advisor.profiles import ModelProfile, default_plan, gpu_ladder
+from advisor.search import Candidate, search, smallest_plan
 from advisor.speed import Speed, estimate_speed
 from advisor.units import gib, short_count
 
@@ -150,11 +150,12 @@ def _advise_method(method: Method, model: ModelProfile, gpu: Gpu, request: Reque
     else:
         found = search(base, arch, gpu, attentions=attentions)
     speed = estimate_speed(found.plan, arch, gpu, spilled_bytes=found.spilled_bytes)
-    trained = found.memory.parameters.trainable
+    memory = summarise(found.ledger, found.plan, arch, gpu)
+    trained = memory.parameters.trainable
     return MethodAdvice(
         method=method,
         plan=found.plan,
-        memory=found.memory,
+        memory=memory,
         fit=found.fit,
         reason=_method_reason(found),
         speed=speed,
@@ -165,7 +166,7 @@ def _advise_method(method: Method, model: ModelProfile, gpu: Gpu, request: Reque
 
 
 def _method_reason(found: Candidate) -> str:
-    reason = explain_fit(found.fit, found.memory)
+    reason = explain_fit(found.fit, found.ledger.peak_moment)
     if found.fit.fits and found.spilled_bytes:
         reason += f"; {gib(found.spilled_bytes)} of paged optimizer states live in host RAM"
     return reason
@@ -191,8 +192,8 @@ def recommend(parts: tuple[MethodAdvice, ...], prefer: Prefer) -> tuple[Method |
         why = "there is memory to spare" if to_spare(full) else "quality comes first and it fits"
         return "full", f"{why}, and training every weight gives the best quality"
     if "lora" in fitting:
-        short = "does not fit" if full is None else "fits only by the skin of its teeth"
-        return "lora", f"full fine-tuning {short}; LoRA does fit, and keeps nearly its quality"
+        short = "does not fit" if full is None else "fits but leaves no memory to spare"
+        return "lora", f"full fine-tuning {short}; LoRA fits, and keeps nearly its quality"
     if "qlora" in fitting:
         return "qlora", "memory is very limited: only 4-bit weights leave room for training"
     return "full", "it is the only method that fits"
@@ -241,22 +242,14 @@ def longest_that_fits(base: Plan, model: ModelProfile, gpu: Gpu) -> int | None:
 
 
 def smallest_gpu_for(method: Method, advice: Advice) -> Gpu | None:
-    """The smallest known GPU of the same vendor on which a method's smallest plan fits."""
-    from advisor.hardware import what_if
-
-    vendor = advice.gpu.profile.vendor if advice.gpu.profile else "nvidia"
-    needed = 0
-    for profile in all_gpus():
-        if profile.vendor != vendor or not profile.bfloat16 or profile.usable_bytes <= max(
-            needed, advice.gpu.total_bytes
-        ):
+    """The first GPU of the ladder that is larger and on which a method's smallest plan fits."""
+    for profile in gpu_ladder():
+        if profile.usable_bytes <= advice.gpu.total_bytes:
             continue
         gpu = what_if(profile)
         base = base_plan(method, advice.model, gpu, advice.request)
-        tried = smallest_plan(base, advice.model.architecture, gpu)
-        if tried.fit.fits:
+        if smallest_plan(base, advice.model.architecture, gpu).fit.fits:
             return gpu
-        needed = tried.fit.needed_bytes - tried.fit.context_bytes
     return None
 
 
@@ -332,5 +325,4 @@ __all__ = [
     "Request",
     "advise",
     "base_plan",
-    "evaluate",
 ]

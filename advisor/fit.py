@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from advisor.hardware import Gpu
-from advisor.memory.estimate import Memory
-from advisor.units import GIB, MIB, gib, size
+from advisor.units import MIB, gib, size
 
 MARGIN_SHARE = 0.02
 """Kept free for what the estimate does not see: its own stated error, a library's scratch buffers."""
@@ -64,18 +63,18 @@ class Fit:
         return None
 
 
-def check_fit(memory: Memory, gpu: Gpu) -> Fit:
-    """The four claims of a plan on a GPU."""
+def check_fit(reserved_bytes: int, gpu: Gpu) -> Fit:
+    """The four claims of a plan that reserves so much on a GPU."""
     return Fit(
-        reserved_bytes=memory.reserved_bytes,
-        context_bytes=memory.context_bytes,
+        reserved_bytes=reserved_bytes,
+        context_bytes=gpu.context_bytes,
         others_bytes=gpu.others_bytes,
-        margin_bytes=max(SMALLEST_MARGIN_BYTES, int(MARGIN_SHARE * memory.reserved_bytes)),
+        margin_bytes=max(SMALLEST_MARGIN_BYTES, int(MARGIN_SHARE * reserved_bytes)),
         total_bytes=gpu.total_bytes,
     )
 
 
-def explain_fit(fit: Fit, memory: Memory) -> str:
+def explain_fit(fit: Fit, moment: str) -> str:
     """One sentence: fits with how much to spare, or by how much not, at which moment, and what broke it."""
     need = gib(fit.needed_bytes)
     if fit.fits:
@@ -83,9 +82,6 @@ def explain_fit(fit: Fit, memory: Memory) -> str:
         edge = ": near the edge, let the probe decide" if fit.near_edge else ""
         return f"needs {need} of {gib(fit.total_bytes)}, {spare} to spare{edge}"
     return (
-        f"out of memory by {gib(fit.missing_bytes)} at {memory.at}: needs {need} of {gib(fit.total_bytes)}, "
+        f"out of memory by {gib(fit.missing_bytes)} at {moment}: needs {need} of {gib(fit.total_bytes)}, "
         f"and {fit.broken_by} is what no longer has room"
     )
-
-
-__all__ = ["EDGE_SHARE", "GIB", "MARGIN_SHARE", "Fit", "check_fit", "explain_fit"]

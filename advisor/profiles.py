@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar
@@ -269,6 +269,12 @@ def load_gpu(name: str) -> GpuProfile:
 def all_gpus() -> tuple[GpuProfile, ...]:
     """Every GPU profile, the smallest memory first."""
     return tuple(sorted(map(_gpu_from_profile, _profiles("gpus").values()), key=lambda gpu: (gpu.usable_bytes, gpu.name)))
+
+
+def gpu_ladder() -> Iterator[GpuProfile]:
+    """GPUs that can be bought or rented today, the smallest first: what is named when a larger one would do."""
+    for name in read_toml(os.path.join(os.path.dirname(profile_folder("gpus")), "gpu-ladder.toml"))["gpus"]:
+        yield load_gpu(name)
 
 
 def match_gpu(driver_name: str, driver_bytes: int | None) -> GpuProfile | None:

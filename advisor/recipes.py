@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from advisor.fit import Fit, explain_fit
 from advisor.hardware import Gpu
-from advisor.memory.estimate import Memory
+from advisor.memory.estimate import Memory, summarise
 from advisor.memory.step import state_bytes
 from advisor.plan import Plan
 from advisor.profiles import ModelProfile, Recipe, load_model, plan_with_defaults
@@ -63,21 +63,22 @@ def examine_recipe(recipe: Recipe, gpu: Gpu, *, model: str | None = None) -> Rec
     plan = recipe_plan(recipe, gpu, model=model)
     profile = load_model(plan.model)
     found = evaluate(plan, profile.architecture, gpu)
+    memory = summarise(found.ledger, plan, profile.architecture, gpu)
     states = state_bytes(plan, profile.architecture)
     story = [*recipe.notes]
-    if found.memory.host_bytes:
-        story += _paging_story(found.memory, found.fit, states, found.spilled_bytes)
+    if memory.host_bytes:
+        story += _paging_story(memory, found.fit, states, found.spilled_bytes)
     return RecipeAnswer(
         recipe=recipe,
         model=profile,
         gpu=gpu,
         plan=plan,
-        memory=found.memory,
+        memory=memory,
         fit=found.fit,
         speed=estimate_speed(plan, profile.architecture, gpu, spilled_bytes=found.spilled_bytes),
         state_bytes=states,
         spilled_bytes=found.spilled_bytes,
-        verdict=explain_fit(found.fit, found.memory),
+        verdict=explain_fit(found.fit, memory.at),
         story=tuple(story),
     )
 

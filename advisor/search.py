@@ -13,7 +13,9 @@ from itertools import product
 from advisor.architecture import Architecture
 from advisor.fit import Fit, check_fit
 from advisor.hardware import Gpu
-from advisor.memory.estimate import Memory, estimate
+from advisor.memory.estimate import reserved_bytes, simulate
+from advisor.memory.ledger import Ledger
+from advisor.memory.step import paged_bytes
 from advisor.plan import Attention, Loss, Optimizer, Plan
 from advisor.speed import relative_seconds
 
@@ -26,7 +28,7 @@ class Candidate:
     """A plan with what was computed of it."""
 
     plan: Plan
-    memory: Memory
+    ledger: Ledger
     fit: Fit
     seconds: float
     """Relative step time, for comparing plans; seconds only where the GPU's rates are known."""
@@ -42,12 +44,13 @@ def divisors(number: int) -> tuple[int, ...]:
 
 
 def evaluate(plan: Plan, arch: Architecture, gpu: Gpu) -> Candidate:
-    """Memory, fit and relative step time of one plan."""
-    memory = estimate(plan, arch, gpu)
-    fit = check_fit(memory, gpu)
-    spilled = max(0, min(memory.host_bytes, fit.needed_bytes + memory.host_bytes - gpu.total_bytes))
+    """Peak, fit and relative step time of one plan."""
+    ledger = simulate(plan, arch, gpu)
+    fit = check_fit(reserved_bytes(ledger), gpu)
+    paged = paged_bytes(plan, arch)
+    spilled = max(0, min(paged, fit.needed_bytes + paged - gpu.total_bytes))
     seconds = relative_seconds(plan, arch, gpu, spilled_bytes=spilled)
-    return Candidate(plan=plan, memory=memory, fit=fit, seconds=seconds, spilled_bytes=spilled)
+    return Candidate(plan=plan, ledger=ledger, fit=fit, seconds=seconds, spilled_bytes=spilled)
 
 
 def combinations(base: Plan, attentions: tuple[Attention, ...]) -> tuple[Plan, ...]:
@@ -87,10 +90,14 @@ def search(base: Plan, arch: Architecture, gpu: Gpu, *, attentions: tuple[Attent
     if not best.fit.fits:
         return best
     reach = {plan: relative_seconds(at_micro_batch(plan, sizes[-1]), arch, gpu) for plan in plans}
+    bounds: dict[tuple[bool, Attention], tuple[int, ...]] = {}
     for plan in sorted(plans, key=reach.__getitem__):
         if reach[plan] >= best.seconds:
             break
-        found = largest_that_fits(plan, sizes, arch, gpu)
+        group = plan.gradient_checkpointing, plan.attention
+        if group not in bounds:
+            bounds[group] = _sizes_within_reach(plan, sizes, arch, gpu)
+        found = largest_that_fits(plan, bounds[group], arch, gpu)
         if found is not None and found.seconds < best.seconds:
             best = found
     return best
@@ -104,33 +111,50 @@ def smallest_plan(
 
 
 def smallest(plans: tuple[Plan, ...], sizes: tuple[int, ...], arch: Architecture, gpu: Gpu) -> Candidate:
-    """The plan that needs least: checkpointing, paged 8-bit states, and one sequence or two.
+    """The plan that needs least: checkpointing, the frugal loss and states, and one sequence.
 
-    Two can need less than one: only a padded batch has a mask, and a mask can spare grouped-query heads the math
-    kernel.
+    Or two, where heads are grouped: only a padded batch has a mask, and a mask spares them the math kernel.
     """
-    frugal = [plan for plan in plans if plan.gradient_checkpointing and plan.optimizer == OPTIMIZERS[-1]]
-    tried = [evaluate(at_micro_batch(plan, size), arch, gpu) for plan in frugal for size in sizes[:2]]
+    tried = [
+        evaluate(at_micro_batch(plan, size), arch, gpu)
+        for plan in plans
+        if plan.gradient_checkpointing and _frugal(plan) == plan
+        for size in sizes[: _irregular(arch)]
+    ]
     return min(tried, key=lambda candidate: candidate.fit.needed_bytes)
 
 
-def largest_that_fits(
-    plan: Plan, sizes: tuple[int, ...], arch: Architecture, gpu: Gpu
-) -> Candidate | None:
-    """The largest micro-batch of a combination that fits, by bisection; None if none does.
-
-    Micro-batch 1 is looked at on its own: it has no mask, so it may need more than 2 (see `smallest`).
-    """
+def largest_that_fits(plan: Plan, sizes: tuple[int, ...], arch: Architecture, gpu: Gpu) -> Candidate | None:
+    """The largest micro-batch of a combination that fits, by bisection from the top; None if none does."""
     found = None
-    low, high = min(1, len(sizes) - 1), len(sizes) - 1
+    low, high = 0, len(sizes) - 1
+    first = high
     while low <= high:
-        middle = (low + high + 1) // 2
+        middle = first if first is not None else (low + high + 1) // 2
+        first = None
         candidate = evaluate(at_micro_batch(plan, sizes[middle]), arch, gpu)
         if candidate.fit.fits:
             found, low = candidate, middle + 1
         else:
             high = middle - 1
-    if found is None and len(sizes) > 1:
-        first = evaluate(at_micro_batch(plan, sizes[0]), arch, gpu)
-        found = first if first.fit.fits else None
     return found
+
+
+def _sizes_within_reach(plan: Plan, sizes: tuple[int, ...], arch: Architecture, gpu: Gpu) -> tuple[int, ...]:
+    """The micro-batches at which a combination's most frugal sister fits: no other loss or optimizer goes further."""
+    start = _irregular(arch) - 1
+    found = largest_that_fits(_frugal(plan), sizes[start:], arch, gpu)
+    limit = found.plan.micro_batch if found else 0
+    return tuple(size for index, size in enumerate(sizes) if size <= limit or index < start)
+
+
+def _frugal(plan: Plan) -> Plan:
+    return replace(plan, loss=LOSSES[0], optimizer=OPTIMIZERS[-1])
+
+
+def _irregular(arch: Architecture) -> int:
+    """How many of the smallest micro-batches have to be looked at one by one: memory grows from the last of them on.
+
+    Grouped-query heads without a mask may fall to the math kernel, so one sequence can need more than two.
+    """
+    return 2 if arch.heads != arch.kv_heads else 1

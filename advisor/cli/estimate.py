@@ -47,7 +47,7 @@ def command(ctx: click.Context, path: str, gpu: str | None, as_json: bool, expla
 
     console = make_console()
     known = target if target.total_bytes else None
-    render_estimate(plan, model, target, memory, check_fit(memory, target) if known else None, console)
+    render_estimate(plan, model, target, memory, check_fit(memory.reserved_bytes, target) if known else None, console)
     if explain:
         render_explain(ledger, memory, console)
 
