@@ -128,15 +128,14 @@ def largest_that_fits(plan: Plan, sizes: tuple[int, ...], arch: Architecture, gp
     """The largest micro-batch of a combination that fits, by bisection from the top; None if none does."""
     found = None
     low, high = 0, len(sizes) - 1
-    first = high
+    middle = high
     while low <= high:
-        middle = first if first is not None else (low + high + 1) // 2
-        first = None
         candidate = evaluate(at_micro_batch(plan, sizes[middle]), arch, gpu)
         if candidate.fit.fits:
             found, low = candidate, middle + 1
         else:
             high = middle - 1
+        middle = (low + high + 1) // 2
     return found
 
 

@@ -80,7 +80,7 @@ def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 @click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Version.")
 @click.pass_context
-def cli(ctx: click.Context, **options: Any) -> None:
+def cli(ctx: click.Context, /, **options: Any) -> None:
     """Which of full fine-tuning, LoRA and QLoRA fits this GPU, at what settings, and why.
 
     \b

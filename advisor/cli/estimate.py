@@ -22,8 +22,7 @@ ASSUMED_CAPABILITY = (8, 0)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else.")
 @click.option("--explain", is_flag=True, help="Every term: its formula, its inputs, its result.")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
-@click.pass_context
-def command(ctx: click.Context, path: str, gpu: str | None, as_json: bool, explain: bool) -> None:
+def command(path: str, gpu: str | None, as_json: bool, explain: bool) -> None:
     """Memory of one plan, in closed form: no GPU, no torch, milliseconds.
 
     \b

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from advisor.advise import Advice, Prefer, Request, advise, require_effective_batch
 from advisor.cli.common import find_gpu, print_json
@@ -42,9 +43,7 @@ def answer(
     }
     if recipe is not None:
         _reject_beside_recipe(settings)
-        return _judge_recipe(
-            recipe, find_gpu(gpu=gpu, vram=vram, free=free, device=device), model, save_plan, as_json
-        )
+        return _judge_recipe(recipe, find_gpu(gpu=gpu, vram=vram, free=free, device=device), model, save_plan, as_json)
     request = Request(
         seq_len=2048 if seq_len is None else seq_len,
         effective_batch=16 if effective_batch is None else effective_batch,
@@ -89,7 +88,7 @@ def _host(gpu: Gpu) -> Host | None:
     return host()
 
 
-def _reject_beside_recipe(settings: dict[str, object]) -> None:
+def _reject_beside_recipe(settings: Mapping[str, object]) -> None:
     given = [name for name, value in settings.items() if value is not None]
     if given:
         raise InputError(
