@@ -288,6 +288,8 @@ def collect_warnings(
     if gpu.bfloat16 is False:
         said.append(f"{gpu.name} has no bfloat16: fp16 with gradient scaling, and fp32 weights wherever they train.")
     said += _host_warnings(parts, gpu, host)
+    if gpu.backend != "cuda":
+        said.append(f"Attention on {gpu.backend} is taken to need what it needs on CUDA; nobody checked that.")
     if gpu.context_provenance == "assumed":
         said.append(f"The context of {gib(gpu.context_bytes)} is assumed: nobody measured it on this GPU.")
     if parts[0].speed is None:

@@ -70,6 +70,9 @@ class GpuProfile:
     sources: Mapping[str, str]
     """Where each group of numbers was read."""
 
+    note: str = ""
+    """What a person should know before training on it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
@@ -308,6 +311,7 @@ def _gpu_from_profile(raw: Mapping[str, Any]) -> GpuProfile:
         bandwidth_bytes_per_s=raw["bandwidth"]["gb_per_s"] * 1e9,
         context_bytes=int(context["mib"]) * MIB,
         context_provenance=context["provenance"],
+        note=raw.get("note", ""),
         sources={name: raw[name]["source"] for name in ("memory", "compute", "bandwidth", "context")},
     )
 

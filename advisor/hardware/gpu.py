@@ -82,6 +82,7 @@ class Gpu:
             profile=profile,
             context_bytes=profile.context_bytes if profile else ASSUMED_CONTEXT_BYTES,
             context_provenance=profile.context_provenance if profile else "assumed",
+            notes=(*self.notes, profile.note) if profile and profile.note else self.notes,
         )
 
 
