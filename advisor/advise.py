@@ -12,7 +12,7 @@ from advisor.memory.estimate import Memory, summarise
 from advisor.memory.lora import match_targets
 from advisor.plan import ITEMSIZE, METHODS, Attention, Method, Plan
 from advisor.profiles import ModelProfile, default_plan, gpu_ladder
-from advisor.search import Candidate, search, smallest_plan
+from advisor.search import Candidate, any_fits, search, smallest_plan
 from advisor.speed import Speed, estimate_speed
 from advisor.units import gib, short_count
 
@@ -233,8 +233,7 @@ def longest_that_fits(base: Plan, model: ModelProfile, gpu: Gpu) -> int | None:
     low, high, found = 1, (base.seq_len - 1) // SHORTEST_SEQ_LEN, None
     while low <= high:
         middle = (low + high) // 2
-        tried = smallest_plan(replace(base, seq_len=middle * SHORTEST_SEQ_LEN), model.architecture, gpu)
-        if tried.fit.fits:
+        if any_fits(replace(base, seq_len=middle * SHORTEST_SEQ_LEN), model.architecture, gpu):
             found, low = middle * SHORTEST_SEQ_LEN, middle + 1
         else:
             high = middle - 1
@@ -248,7 +247,7 @@ def smallest_gpu_for(method: Method, advice: Advice) -> Gpu | None:
             continue
         gpu = what_if(profile)
         base = base_plan(method, advice.model, gpu, advice.request)
-        if smallest_plan(base, advice.model.architecture, gpu).fit.fits:
+        if any_fits(base, advice.model.architecture, gpu):
             return gpu
     return None
 
