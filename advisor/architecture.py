@@ -315,8 +315,7 @@ def _mlp_linears(arch: Architecture) -> tuple[Linear, ...]:
     if family.fused:
         widths = {family.module_names.get("gate_up_proj", "gate_up_proj"): 2 * inner}
     return tuple(
-        Linear(name=name, path=f"mlp.{name}", inputs=hidden, outputs=width, bias=bias)
-        for name, width in widths.items()
+        Linear(name=name, path=f"mlp.{name}", inputs=hidden, outputs=width, bias=bias) for name, width in widths.items()
     ) + (Linear(name="down_proj", path="mlp.down_proj", inputs=inner, outputs=hidden, bias=bias),)
 
 

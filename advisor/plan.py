@@ -60,7 +60,7 @@ class Quantization:
                 "quantization.bits",
                 f"{self.bits!r} bits are not supported",
                 why="QLoRA is defined on 4-bit weights, and that is what the trainer builds.",
-                hint="Write bits = 4, or method = \"lora\" for unquantised weights.",
+                hint='Write bits = 4, or method = "lora" for unquantised weights.',
             )
         _check_choice("quantization.type", self.type, get_args(QuantizationType))
         _check_bool("quantization.double", self.double)
@@ -221,7 +221,7 @@ def _check_method(plan: Plan) -> None:
         raise PlanError(
             "lora",
             "full fine-tuning has no adapters" if plan.lora else f"{plan.method} needs adapter settings",
-            hint="Leave the lora table out, or choose method = \"lora\" or \"qlora\"."
+            hint='Leave the lora table out, or choose method = "lora" or "qlora".'
             if plan.lora
             else "Add lora = { rank = 16 }.",
         )
@@ -229,7 +229,7 @@ def _check_method(plan: Plan) -> None:
         raise PlanError(
             "quantization",
             "only qlora quantises its weights" if plan.quantization else "qlora needs it",
-            hint="Choose method = \"qlora\", or leave the quantization table out."
+            hint='Choose method = "qlora", or leave the quantization table out.'
             if plan.quantization
             else "Add quantization = { bits = 4 }.",
         )
@@ -282,7 +282,7 @@ def plan_from_fields(values: Mapping[str, Any], base: Plan | None = None) -> Pla
         return replace(base, **values)
     for name in ("model", "method"):
         if name not in values:
-            raise PlanError(name, "is missing", hint=f'Add a line such as {_EXAMPLE[name]}.')
+            raise PlanError(name, "is missing", hint=f"Add a line such as {_EXAMPLE[name]}.")
     return Plan(**values)
 
 

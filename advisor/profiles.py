@@ -102,7 +102,9 @@ def read_toml(path: str) -> dict[str, Any]:
     try:
         return tomllib.loads(_read_text(path))
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
-        raise InputError(f"{path} is not valid TOML.", why=f"{error}", hint="Mend that line and run it again.") from error
+        raise InputError(
+            f"{path} is not valid TOML.", why=f"{error}", hint="Mend that line and run it again."
+        ) from error
 
 
 def read_json(path: str) -> dict[str, Any]:
@@ -116,7 +118,9 @@ def read_json(path: str) -> dict[str, Any]:
     try:
         value = json.loads(_read_text(path))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON.", why=f"{error}", hint="It may be cut off: fetch it again.") from error
+        raise InputError(
+            f"{path} is not valid JSON.", why=f"{error}", hint="It may be cut off: fetch it again."
+        ) from error
     if not isinstance(value, dict):
         raise InputError(f"{path} holds no JSON object.", why="A config.json starts with { and ends with }.")
     return value
@@ -130,9 +134,13 @@ def _read_text(path: str) -> str:
         raise InputError(f"{path} is not a text file.", why="It is not UTF-8.") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{path} cannot be read.", why=f"{reason}.", hint="Check the path and the file's permissions.") from error
+        raise InputError(
+            f"{path} cannot be read.", why=f"{reason}.", hint="Check the path and the file's permissions."
+        ) from error
     if len(text) > LARGEST_FILE_BYTES:
-        raise InputError(f"{path} is larger than {LARGEST_FILE_BYTES // MIB} MiB.", why="No plan and no config.json is.")
+        raise InputError(
+            f"{path} is larger than {LARGEST_FILE_BYTES // MIB} MiB.", why="No plan and no config.json is."
+        )
     return text
 
 
@@ -271,7 +279,9 @@ def load_gpu(name: str) -> GpuProfile:
 @cache
 def all_gpus() -> tuple[GpuProfile, ...]:
     """Every GPU profile, the smallest memory first."""
-    return tuple(sorted(map(_gpu_from_profile, _profiles("gpus").values()), key=lambda gpu: (gpu.usable_bytes, gpu.name)))
+    return tuple(
+        sorted(map(_gpu_from_profile, _profiles("gpus").values()), key=lambda gpu: (gpu.usable_bytes, gpu.name))
+    )
 
 
 def gpu_ladder() -> Iterator[GpuProfile]:
@@ -389,7 +399,9 @@ def save_plan_file(plan: Plan, path: str) -> None:
         raise InputError(f"{path} exists already.", hint="Name another file, or move that one away.") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{path} cannot be written.", why=f"{reason}.", hint="Name a file in a folder of yours.") from error
+        raise InputError(
+            f"{path} cannot be written.", why=f"{reason}.", hint="Name a file in a folder of yours."
+        ) from error
 
 
 def _toml(value: Any) -> str:

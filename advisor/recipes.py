@@ -97,7 +97,9 @@ def _paging_story(memory: Memory, fit: Fit, states: int, spilled: int) -> list[s
             f"It runs pinned near {gib(fit.total_bytes)}: the rest leaves {gib(paged - spilled)} of room for paged "
             f"states, so {gib(spilled)} spill to host RAM."
         )
-        story.append(f"Every optimizer step moves them both ways: {cost} at {HOST_BYTES_PER_S / 1e9:.0f} GB/s (assumed).")
+        story.append(
+            f"Every optimizer step moves them both ways: {cost} at {HOST_BYTES_PER_S / 1e9:.0f} GB/s (assumed)."
+        )
     else:
         story.append("All of them have room on this GPU, so nothing spills.")
     return story
