@@ -315,7 +315,9 @@ def require_effective_batch(effective_batch: int) -> None:
         InputError: not from 1 to 65,536.
     """
     if not 1 <= effective_batch <= 2**16:
-        raise InputError(f"An effective batch of {effective_batch:,} is not from 1 to 65,536.")
+        raise InputError(
+            f"An effective batch of {effective_batch:,} is not from 1 to 65,536.", hint="Most runs take 8 to 128."
+        )
 
 
 __all__ = [

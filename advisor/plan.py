@@ -87,7 +87,9 @@ class LoraSettings:
         _check_int("lora.alpha", self.alpha)
         dropout = self.dropout
         if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-            raise PlanError("lora.dropout", f"{dropout!r} is not a probability from 0 up to 1")
+            raise PlanError(
+                "lora.dropout", f"{_shown(dropout)} is not a probability from 0 up to 1", hint="Write 0.05, say."
+            )
         targets = (self.target_modules,) if isinstance(self.target_modules, str) else self.target_modules
         for target in targets:
             _check_text("lora.target_modules", target)
@@ -191,23 +193,25 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 def _check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in choices:
-        raise PlanError(field, f"{_shown(value)} is not one of {', '.join(choices)}")
+        raise PlanError(field, f"{_shown(value)} is not one of {', '.join(choices)}", hint=f"Write {choices[0]}, say.")
 
 
 def _check_int(field: str, value: object) -> None:
     largest = _LARGEST[field.rpartition(".")[2]]
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-        raise PlanError(field, f"{_shown(value)} is not a whole number from 1 to {largest:,}")
+        raise PlanError(
+            field, f"{_shown(value)} is not a whole number from 1 to {largest:,}", hint="Write a number in that range."
+        )
 
 
 def _check_bool(field: str, value: object) -> None:
     if not isinstance(value, bool):
-        raise PlanError(field, f"{_shown(value)} is neither true nor false")
+        raise PlanError(field, f"{_shown(value)} is neither true nor false", hint="Write true or false, without quotes.")
 
 
 def _check_text(field: str, value: object) -> None:
     if not isinstance(value, str) or not value.strip() or len(value) > _LONGEST_NAME or "\0" in value:
-        raise PlanError(field, f"{_shown(value)} is not a name")
+        raise PlanError(field, f"{_shown(value)} is not a name", hint="Write a short text in quotes.")
 
 
 def _shown(value: object) -> str:

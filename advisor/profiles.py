@@ -179,8 +179,8 @@ def recipe_names() -> tuple[str, ...]:
     return tuple(_profiles("recipes"))
 
 
-def _with_aliases(kind: Literal["models", "gpus", "recipes"]) -> tuple[str, ...]:
-    return tuple(n for name, raw in _profiles(kind).items() for n in (name, *raw.get("aliases", ())))
+def _aliases(kind: Literal["models", "gpus", "recipes"]) -> tuple[str, ...]:
+    return tuple(alias for raw in _profiles(kind).values() for alias in raw.get("aliases", ()))
 
 
 def load_model(name: str) -> ModelProfile:
@@ -203,7 +203,8 @@ def load_model(name: str) -> ModelProfile:
     raise UnknownNameError(
         "model",
         name,
-        _with_aliases("models"),
+        model_names(),
+        aliases=_aliases("models"),
         hint="`phi3-advise models` lists them; the path of a config.json or a hub id works too.",
     )
 
@@ -245,18 +246,38 @@ def _model_from_config(config: Mapping[str, Any], *, name: str, source: str) -> 
 
 def _model_from_hub(hub_id: str) -> ModelProfile:
     """Reads no more than config.json, from the local cache or the hub."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()
+    cached = try_to_load_from_cache(hub_id, "config.json")
     try:
-        path = hf_hub_download(hub_id, "config.json")
+        if not isinstance(cached, str):
+            _require_hub_name()
+        path = cached if isinstance(cached, str) else hf_hub_download(hub_id, "config.json")
     except Exception as error:  # the hub client raises some twenty kinds; each means: no config.json
         raise EnvironmentLacksError(
             f"The config.json of {hub_id} could not be had.",
             why=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no reason given'}",
             hint="Check the name and the network (or `hf auth login` for a gated model), or give the path of a config.json.",
         ) from error
-    profile = _model_from_config(read_json(path), name=hub_id, source=f"config.json of {hub_id}")
-    return profile
+    return _model_from_config(read_json(path), name=hub_id, source=f"config.json of {hub_id}")
+
+
+def _require_hub_name() -> None:
+    """Looks the hub's host up once, so that no network is said at once and not after five retries.
+
+    Raises:
+        OSError: its name does not resolve.
+    """
+    import socket
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    from huggingface_hub import constants
+
+    if not getproxies() and not constants.HF_HUB_OFFLINE:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
 
 
 def load_gpu(name: str) -> GpuProfile:
@@ -270,7 +291,8 @@ def load_gpu(name: str) -> GpuProfile:
         raise UnknownNameError(
             "GPU",
             name,
-            _with_aliases("gpus"),
+            gpu_names(),
+            aliases=_aliases("gpus"),
             hint="`phi3-advise gpus` lists them; for any other card give its memory: --vram 12GiB",
         )
     return _gpu_from_profile(raw)
@@ -334,7 +356,7 @@ def load_recipe(name: str) -> Recipe:
     """
     raw = _find("recipes", name)
     if raw is None:
-        raise UnknownNameError("recipe", name, recipe_names())
+        raise UnknownNameError("recipe", name, recipe_names(), hint="Take one of these, or write a plan file.")
     return Recipe(
         name=raw["name"],
         label=raw["label"],

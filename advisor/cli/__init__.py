@@ -96,7 +96,7 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
             raise InputError(
                 f"{names} stands before {ctx.invoked_subcommand}.",
                 why="Options before a command belong to phi3-advise itself.",
-                hint=f"Put them after it: phi3-advise {ctx.invoked_subcommand} {names.split(',')[0]} ...",
+                hint=f"Leave them out, or see what it takes: phi3-advise {ctx.invoked_subcommand} --help",
             )
         return
     from advisor.cli.main import answer

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from advisor.advise import Advice, MethodAdvice
-from advisor.hardware import Gpu
-from advisor.memory.estimate import Memory
-from advisor.memory.ledger import Entry
 from advisor.plan import Plan, plan_to_fields
-from advisor.profiles import ModelProfile
-from advisor.recipes import RecipeAnswer
-from advisor.speed import Speed
-from advisor.survey import SurveyRow
+
+if TYPE_CHECKING:  # the fast answer imports no more than it uses
+    from advisor.advise import Advice, MethodAdvice
+    from advisor.hardware import Gpu
+    from advisor.memory.estimate import Memory
+    from advisor.memory.ledger import Entry
+    from advisor.profiles import ModelProfile
+    from advisor.recipes import RecipeAnswer
+    from advisor.speed import Speed
+    from advisor.survey import SurveyRow
 
 SCHEMA = 1
 
