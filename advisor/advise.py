@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from shlex import quote
+from typing import Any, Literal, get_args
 
-from advisor.errors import InputError
+from advisor.errors import InputError, shown
 from advisor.fit import Fit, explain_fit
 from advisor.hardware import Gpu, Host, what_if
 from advisor.memory.estimate import Memory, summarise
@@ -20,8 +22,17 @@ Prefer = Literal["quality", "balanced", "speed", "memory"]
 
 METHOD_LABELS: dict[Method, str] = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 
+DEFAULT_MODEL = "phi-3-mini-4k"
+"""What is fine-tuned where nobody says."""
+
+LARGEST_EFFECTIVE_BATCH = 2**16
+
 SHORTEST_SEQ_LEN = 256
 """No sequence shorter than this is offered as a way out."""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +46,20 @@ class Request:
     prefer: Prefer = "balanced"
     tokens: int | None = None
     """Tokens that the run trains on, for its duration."""
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.effective_batch) or self.effective_batch > LARGEST_EFFECTIVE_BATCH:
+            raise InputError(
+                f"An effective batch of {shown(self.effective_batch)} is not from 1 to {LARGEST_EFFECTIVE_BATCH:,}.",
+                hint="Most runs take 8 to 128.",
+            )
+        if self.prefer not in get_args(Prefer):
+            raise InputError(
+                f"{shown(self.prefer)} is nothing that an answer can prefer.",
+                hint=f"Choose {', '.join(get_args(Prefer))}.",
+            )
+        if self.tokens is not None and not _is_number(self.tokens):
+            raise InputError(f"{shown(self.tokens)} is not a number of tokens.", hint="Write a number above zero.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +242,8 @@ def describe_unlock(advice: Advice) -> str:
     part = advice.of(order[position - 1])
     label = METHOD_LABELS[part.method]
     if part.fits:
-        return f"{label} fits as well: --prefer quality takes it"
+        best = recommend(advice.methods, "quality")[0] or part.method
+        return f"{METHOD_LABELS[best]} fits as well: --prefer quality takes it"
     base = base_plan(part.method, advice.model, advice.gpu, advice.request)
     shorter = longest_that_fits(base, advice.model, advice.gpu)
     ways = [f"sequences of {shorter:,} tokens (--seq-len {shorter})"] if shorter else []
@@ -254,13 +280,50 @@ def smallest_gpu_for(method: Method, advice: Advice) -> Gpu | None:
 
 def next_command(advice: Advice) -> str:
     """What to run next: write the recommended plan down, or ask again with what would fit."""
-    model = "" if advice.model.name == "phi-3-mini-4k" else f" --model {advice.model.name}"
-    if advice.recommended is None:
-        base = base_plan("qlora", advice.model, advice.gpu, advice.request)
-        shorter = longest_that_fits(base, advice.model, advice.gpu)
-        return f"phi3-advise{model} --seq-len {shorter}" if shorter else "phi3-advise gpus"
-    gpu = f" --gpu {advice.gpu.profile.name}" if advice.gpu.profile and not advice.gpu.detected else ""
-    return f"phi3-advise{model}{gpu} --save-plan plan.toml"
+    request = advice.request
+    if advice.recommended is not None:
+        return _command(advice, _options(request) | {"--save-plan": "plan.toml"})
+    shorter = longest_that_fits(base_plan("qlora", advice.model, advice.gpu, request), advice.model, advice.gpu)
+    if shorter:
+        return _command(advice, _options(request) | {"--seq-len": shorter})
+    model = f" --model {quote(advice.model.name)}" if advice.model.name != DEFAULT_MODEL else ""
+    return f"phi3-advise gpus{model}"
+
+
+def _command(advice: Advice, options: Mapping[str, Any]) -> str:
+    """The command that asks about the same model and GPU with these options."""
+    words = {"--model": advice.model.name} if advice.model.name != DEFAULT_MODEL else {}
+    spelled = {name: quote(str(value)) for name, value in {**words, **_gpu_options(advice.gpu), **options}.items()}
+    return " ".join(["phi3-advise", *(f"{name} {value}" for name, value in spelled.items())])
+
+
+def _options(request: Request) -> dict[str, Any]:
+    """What was asked that is not asked by itself."""
+    usual = _spelled(Request())
+    return {name: value for name, value in _spelled(request).items() if value != usual[name]}
+
+
+def _spelled(request: Request) -> dict[str, Any]:
+    targets = request.target_modules
+    return {
+        "--seq-len": request.seq_len,
+        "--effective-batch": request.effective_batch,
+        "--lora-rank": request.lora_rank,
+        "--target-modules": targets if isinstance(targets, str) else ",".join(targets),
+        "--prefer": request.prefer,
+    }
+
+
+def _gpu_options(gpu: Gpu) -> dict[str, str]:
+    """What names a GPU that is described, or is not the first of this machine."""
+    if gpu.detected:
+        return {"--device": str(gpu.index)} if gpu.index else {}
+    options = {"--gpu": gpu.profile.name} if gpu.profile else {}
+    if gpu.profile is None or gpu.total_bytes != gpu.profile.usable_bytes:
+        options["--vram"] = f"{gpu.total_bytes}B"
+    if gpu.free_bytes is not None:
+        options["--free"] = f"{gpu.free_bytes}B"
+    return options
 
 
 def collect_warnings(
@@ -308,19 +371,8 @@ def _host_warnings(parts: tuple[MethodAdvice, ...], gpu: Gpu, host: Host | None)
     return []
 
 
-def require_effective_batch(effective_batch: int) -> None:
-    """Refuses batches that would take no or forever many micro-steps.
-
-    Raises:
-        InputError: not from 1 to 65,536.
-    """
-    if not 1 <= effective_batch <= 2**16:
-        raise InputError(
-            f"An effective batch of {effective_batch:,} is not from 1 to 65,536.", hint="Most runs take 8 to 128."
-        )
-
-
 __all__ = [
+    "DEFAULT_MODEL",
     "METHOD_LABELS",
     "Advice",
     "MethodAdvice",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from advisor.errors import InputError, UnsupportedError
+from advisor.errors import InputError, UnsupportedError, shown
 
 Window = Literal["never", "always", "flag", "alternate"]
 
@@ -25,7 +25,7 @@ class Family:
     """
 
     defaults: Mapping[str, Any]
-    """What the configuration class fills in for a key that config.json leaves out."""
+    """What the configuration class fills in for a key that config.json leaves out; the flags that it reads are here."""
 
     fused: bool = False
     """One `qkv_proj` and one `gate_up_proj` instead of five matrices."""
@@ -56,6 +56,9 @@ class Family:
     module_names: Mapping[str, str] = field(default_factory=dict)
     """Module names that differ from Llama's."""
 
+    image_tower: bool = False
+    """`vision` in the config describes an image tower; other families ignore that key."""
+
     closed_form: bool = True
     """The estimate knows what this family's layer keeps for backward."""
 
@@ -69,8 +72,6 @@ _LLAMA = {
     "max_position_embeddings": 2048,
     "tie_word_embeddings": False,
     "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
 }
 _QWEN = _LLAMA | {
     "vocab_size": 151936,
@@ -90,8 +91,8 @@ _PHI3 = {
     "max_position_embeddings": 4096,
     "tie_word_embeddings": False,
     "hidden_act": "silu",
-    "resid_pdrop": 0.0,
 }
+_DROPS = {"resid_pdrop": 0.0}
 _PHI3SMALL_NAMES = {
     "qkv_proj": "query_key_value",
     "o_proj": "dense",
@@ -100,10 +101,13 @@ _PHI3SMALL_NAMES = {
 }
 
 FAMILIES: Mapping[str, Family] = {
-    "phi3": Family(defaults=_PHI3, fused=True, qkv_bias=False, output_bias=False, window="always"),
-    "phi3_v": Family(defaults=_PHI3, fused=True, qkv_bias=False, output_bias=False, window="always"),
+    "phi3": Family(defaults=_PHI3 | _DROPS, fused=True, qkv_bias=False, output_bias=False, window="always"),
+    "phi3_v": Family(
+        defaults=_PHI3 | _DROPS, fused=True, qkv_bias=False, output_bias=False, window="always", image_tower=True
+    ),
     "phi3small": Family(
-        defaults={k: v for k, v in _PHI3.items() if k != "intermediate_size"} | {"hidden_act": "gegelu"},
+        defaults={k: v for k, v in _PHI3.items() if k != "intermediate_size"}
+        | {"hidden_act": "gegelu", "tie_word_embeddings": True},
         fused=True,
         qkv_bias=True,
         output_bias=True,
@@ -127,7 +131,7 @@ FAMILIES: Mapping[str, Family] = {
         mlp="experts",
         closed_form=False,
     ),
-    "llama": Family(defaults=_LLAMA),
+    "llama": Family(defaults=_LLAMA | {"attention_bias": False, "mlp_bias": False}),
     "mistral": Family(
         defaults=_LLAMA
         | {
@@ -141,7 +145,7 @@ FAMILIES: Mapping[str, Family] = {
         window="always",
     ),
     "qwen2": Family(defaults=_QWEN, qkv_bias=True, output_bias=False, window="flag"),
-    "qwen3": Family(defaults=_QWEN | {"head_dim": 128}, qk_norm=True, window="flag"),
+    "qwen3": Family(defaults=_QWEN | {"head_dim": 128, "attention_bias": False}, qk_norm=True, window="flag"),
     "gemma": Family(
         defaults=_LLAMA
         | {
@@ -155,6 +159,7 @@ FAMILIES: Mapping[str, Family] = {
             "max_position_embeddings": 8192,
             "tie_word_embeddings": True,
             "hidden_act": "gelu_pytorch_tanh",
+            "attention_bias": False,
         },
         norm_in_fp32=True,
     ),
@@ -170,7 +175,10 @@ _LARGEST = {
     "num_key_value_heads": 2**12,
     "head_dim": 2**13,
     "max_position_embeddings": 2**31,
+    "num_local_experts": 2**12,
 }
+_VISION_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "image_size", "patch_size")
+_LARGEST_VISION = 2**16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,6 +231,7 @@ class Architecture:
     rotary_dim: int
     attention_bias: bool
     mlp_bias: bool
+    head_bias: bool
     residual_dropout: float
     attention_dropout: float
     experts: int
@@ -258,7 +267,7 @@ class Architecture:
         modules = {linear.path: linear.parameters for linear in self.linears}
         if family.qk_norm:
             modules |= {"self_attn.q_norm": self.head_dim, "self_attn.k_norm": self.head_dim}
-        modules |= {name: hidden * (2 if family.norm_bias else 1) for name in family.layer_norms}
+        modules |= dict.fromkeys(family.layer_norms, hidden * (2 if family.norm_bias else 1))
         if self.experts:
             modules["mlp.router"] = self.experts * hidden
             modules["mlp.experts"] = self.experts * 3 * hidden * self.intermediate_size
@@ -274,10 +283,10 @@ class Architecture:
             f"model.{norm}": self.hidden_size * (2 if self.family.norm_bias else 1),
             "lm_head": 0 if self.tied else embedding,
         }
-        if self.config.get("lm_head_bias"):
+        if self.head_bias:
             modules["lm_head"] += self.vocab_size
         vision = self.config.get("vision")
-        if vision:
+        if vision and self.family.image_tower:
             modules |= vision_modules(vision, self.hidden_size)
         return modules
 
@@ -300,10 +309,13 @@ def _attention_linears(arch: Architecture) -> tuple[Linear, ...]:
     if family.fused:
         widths = {family.module_names.get("qkv_proj", "qkv_proj"): sum(widths.values())}
     output = family.module_names.get("o_proj", "o_proj")
-    return tuple(
-        Linear(name=name, path=f"self_attn.{name}", inputs=hidden, outputs=width, bias=bias)
-        for name, width in widths.items()
-    ) + (Linear(name=output, path=f"self_attn.{output}", inputs=arch.query_size, outputs=hidden, bias=out_bias),)
+    return (
+        *(
+            Linear(name=name, path=f"self_attn.{name}", inputs=hidden, outputs=width, bias=bias)
+            for name, width in widths.items()
+        ),
+        Linear(name=output, path=f"self_attn.{output}", inputs=arch.query_size, outputs=hidden, bias=out_bias),
+    )
 
 
 def _mlp_linears(arch: Architecture) -> tuple[Linear, ...]:
@@ -314,9 +326,13 @@ def _mlp_linears(arch: Architecture) -> tuple[Linear, ...]:
     widths = {"gate_proj": inner, "up_proj": inner}
     if family.fused:
         widths = {family.module_names.get("gate_up_proj", "gate_up_proj"): 2 * inner}
-    return tuple(
-        Linear(name=name, path=f"mlp.{name}", inputs=hidden, outputs=width, bias=bias) for name, width in widths.items()
-    ) + (Linear(name="down_proj", path="mlp.down_proj", inputs=inner, outputs=hidden, bias=bias),)
+    return (
+        *(
+            Linear(name=name, path=f"mlp.{name}", inputs=hidden, outputs=width, bias=bias)
+            for name, width in widths.items()
+        ),
+        Linear(name="down_proj", path="mlp.down_proj", inputs=inner, outputs=hidden, bias=bias),
+    )
 
 
 def vision_modules(vision: Mapping[str, int], hidden_size: int) -> dict[str, int]:
@@ -378,15 +394,39 @@ def _require_causal(config: Mapping[str, Any], model_type: str, origin: str) -> 
         )
 
 
+_NULL_MEANS_SOMETHING = ("sliding_window", "num_key_value_heads")
+"""Keys whose null is no default: no window, and as many key-value heads as heads."""
+
+
+def _check_vision(vision: object, origin: str) -> None:
+    if vision is None:
+        return
+    sizes = [vision.get(key) for key in _VISION_KEYS] if isinstance(vision, Mapping) else [None]
+    if any(isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= _LARGEST_VISION for n in sizes):
+        raise InputError(
+            f"{origin}: vision = {shown(vision, 40)} describes no image tower.",
+            hint=f"It takes {', '.join(_VISION_KEYS)}, whole numbers from 1 to {_LARGEST_VISION:,}.",
+        )
+
+
 def _checked(config: Mapping[str, Any], model_type: str, origin: str) -> Architecture:
     family = FAMILIES[model_type]
-    values = {**family.defaults, **{k: v for k, v in config.items() if v is not None or k == "sliding_window"}}
+    values = {**family.defaults, **{k: v for k, v in config.items() if v is not None or k in _NULL_MEANS_SOMETHING}}
 
     def number(key: str, default: int | None = None) -> int:
-        value = values.get(key, default)
+        value = default if values.get(key) is None else values[key]
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST[key]:
             raise InputError(
-                f"{origin}: {key} = {str(value)[:40]} is not a whole number from 1 to {_LARGEST[key]:,}.",
+                f"{origin}: {key} = {shown(value, 40)} is not a whole number from 1 to {_LARGEST[key]:,}.",
+                hint="Check the file against the model's own config.json.",
+            )
+        return value
+
+    def flag(key: str) -> bool:
+        value = values[key] if key in family.defaults else False
+        if not isinstance(value, bool):
+            raise InputError(
+                f"{origin}: {key} = {shown(value, 40)} is neither true nor false.",
                 hint="Check the file against the model's own config.json.",
             )
         return value
@@ -401,7 +441,9 @@ def _checked(config: Mapping[str, Any], model_type: str, origin: str) -> Archite
         )
     layers = number("num_hidden_layers")
     window, window_layers = _window(values, family, layers, origin)
-    experts = values.get("num_local_experts", 0) if family.mlp == "experts" else 0
+    experts = number("num_local_experts") if family.mlp == "experts" else 0
+    if family.image_tower:
+        _check_vision(config.get("vision"), origin)
     return Architecture(
         model_type=model_type,
         vocab_size=number("vocab_size"),
@@ -412,12 +454,13 @@ def _checked(config: Mapping[str, Any], model_type: str, origin: str) -> Archite
         kv_heads=kv_heads,
         head_dim=head_dim,
         max_positions=number("max_position_embeddings"),
-        tied=bool(values["tie_word_embeddings"]),
+        tied=flag("tie_word_embeddings"),
         window=window,
         window_layers=window_layers,
         rotary_dim=_rotary_dim(values, head_dim, origin),
-        attention_bias=bool(values.get("attention_bias", False)),
-        mlp_bias=bool(values.get("mlp_bias", False)),
+        attention_bias=flag("attention_bias"),
+        mlp_bias=flag("mlp_bias"),
+        head_bias=flag("lm_head_bias"),
         residual_dropout=_probability(values, "resid_pdrop", origin),
         attention_dropout=_probability(values, "attention_dropout", origin),
         experts=experts,
@@ -431,13 +474,23 @@ def _window(values: Mapping[str, Any], family: Family, layers: int, origin: str)
     if family.window == "never" or window is None:
         return None, 0
     if isinstance(window, bool) or not isinstance(window, int) or not 0 <= window <= 2**31:
-        raise InputError(f"{origin}: sliding_window = {str(window)[:40]} is not a number of tokens.")
+        raise InputError(f"{origin}: sliding_window = {shown(window, 40)} is not a number of tokens.")
     if family.window == "always":
         return window, layers
-    full = values.get("max_window_layers", layers)
-    if values.get("use_sliding_window") is not True or not isinstance(full, int):
+    wanted, full = values["use_sliding_window"], values["max_window_layers"]
+    if not isinstance(wanted, bool):
+        raise InputError(
+            f"{origin}: use_sliding_window = {shown(wanted, 40)} is neither true nor false.",
+            hint="Check the file against the model's own config.json.",
+        )
+    if isinstance(full, bool) or not isinstance(full, int):
+        raise InputError(
+            f"{origin}: max_window_layers = {shown(full, 40)} is not a number of layers.",
+            hint="Check the file against the model's own config.json.",
+        )
+    if not wanted:
         return None, 0
-    using = max(0, layers - full)
+    using = max(0, layers - max(0, full))
     return (window, using) if using else (None, 0)
 
 
@@ -446,12 +499,12 @@ def _rotary_dim(values: Mapping[str, Any], head_dim: int, origin: str) -> int:
     nested = rope.get("partial_rotary_factor") if isinstance(rope, Mapping) else None
     factor = values.get("partial_rotary_factor", nested if nested is not None else 1.0)
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor <= 1:
-        raise InputError(f"{origin}: partial_rotary_factor = {str(factor)[:40]} is not a share of the head.")
+        raise InputError(f"{origin}: partial_rotary_factor = {shown(factor, 40)} is not a share of the head.")
     return int(head_dim * factor)
 
 
 def _probability(values: Mapping[str, Any], key: str, origin: str) -> float:
     value = values.get(key, 0.0)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise InputError(f"{origin}: {key} = {str(value)[:40]} is not a probability.")
+        raise InputError(f"{origin}: {key} = {shown(value, 40)} is not a probability.")
     return float(value)

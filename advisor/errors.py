@@ -14,6 +14,15 @@ Exit code 1 ("nothing fits") is an answer, not an error, and so has no class.
 from __future__ import annotations
 
 
+def shown(value: object, width: int = 60) -> str:
+    """A value as a message can hold it, whatever it is."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deep; more digits than Python writes out
+        text = f"a {type(value).__name__} too large to show"
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
 class AdvisorError(Exception):
     """An error that a person can act on.
 

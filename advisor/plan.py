@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from advisor.errors import PlanError
+from advisor.errors import PlanError, shown
 
 Method = Literal["full", "lora", "qlora"]
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -55,10 +55,10 @@ class Quantization:
     """Whether the scales are themselves quantised to 8 bits."""
 
     def __post_init__(self) -> None:
-        if self.bits != 4 or isinstance(self.bits, bool):
+        if self.bits != 4 or not isinstance(self.bits, int):
             raise PlanError(
                 "quantization.bits",
-                f"{self.bits!r} bits are not supported",
+                f"{shown(self.bits)} bits are not supported",
                 why="QLoRA is defined on 4-bit weights, and that is what the trainer builds.",
                 hint='Write bits = 4, or method = "lora" for unquantised weights.',
             )
@@ -88,9 +88,15 @@ class LoraSettings:
         dropout = self.dropout
         if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
             raise PlanError(
-                "lora.dropout", f"{_shown(dropout)} is not a probability from 0 up to 1", hint="Write 0.05, say."
+                "lora.dropout", f"{shown(dropout)} is not a probability from 0 up to 1", hint="Write 0.05, say."
             )
         targets = (self.target_modules,) if isinstance(self.target_modules, str) else self.target_modules
+        if not isinstance(targets, tuple):
+            raise PlanError(
+                "lora.target_modules",
+                f"{shown(targets)} is neither a name nor a list of names",
+                hint='Write target_modules = "all-linear", or a list such as ["qkv_proj", "o_proj"].',
+            )
         for target in targets:
             _check_text("lora.target_modules", target)
         if not targets or len(targets) > 256:
@@ -166,6 +172,11 @@ class Plan:
             _check_int(name, getattr(self, name))
         for name in ("upcast_frozen", "gradient_checkpointing", "hold_outputs"):
             _check_bool(name, getattr(self, name))
+        for name, kind in _TABLES.items():
+            if not isinstance(getattr(self, name), (kind, type(None))):
+                raise PlanError(
+                    name, f"{shown(getattr(self, name))} is not a table", hint="Leave it out, or give its settings."
+                )
         _check_method(self)
         _check_precision(self)
 
@@ -191,32 +202,30 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
+_TABLES: dict[str, type[Any]] = {"quantization": Quantization, "lora": LoraSettings}
+
+
 def _check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in choices:
-        raise PlanError(field, f"{_shown(value)} is not one of {', '.join(choices)}", hint=f"Write {choices[0]}, say.")
+        raise PlanError(field, f"{shown(value)} is not one of {', '.join(choices)}", hint=f"Write {choices[0]}, say.")
 
 
 def _check_int(field: str, value: object) -> None:
     largest = _LARGEST[field.rpartition(".")[2]]
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
         raise PlanError(
-            field, f"{_shown(value)} is not a whole number from 1 to {largest:,}", hint="Write a number in that range."
+            field, f"{shown(value)} is not a whole number from 1 to {largest:,}", hint="Write a number in that range."
         )
 
 
 def _check_bool(field: str, value: object) -> None:
     if not isinstance(value, bool):
-        raise PlanError(field, f"{_shown(value)} is neither true nor false", hint="Write true or false, without quotes.")
+        raise PlanError(field, f"{shown(value)} is neither true nor false", hint="Write true or false, without quotes.")
 
 
 def _check_text(field: str, value: object) -> None:
     if not isinstance(value, str) or not value.strip() or len(value) > _LONGEST_NAME or "\0" in value:
-        raise PlanError(field, f"{_shown(value)} is not a name", hint="Write a short text in quotes.")
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+        raise PlanError(field, f"{shown(value)} is not a name", hint="Write a short text in quotes.")
 
 
 def _check_method(plan: Plan) -> None:
@@ -278,7 +287,7 @@ def plan_from_fields(values: Mapping[str, Any], base: Plan | None = None) -> Pla
     """
     values = dict(values)
     _reject_unknown("", values, Plan)
-    for name, kind in (("quantization", Quantization), ("lora", LoraSettings)):
+    for name, kind in _TABLES.items():
         if name in values:
             inherited = getattr(base, name) if base is not None else None
             values[name] = _table(name, values[name], kind, inherited)
@@ -297,7 +306,7 @@ def _table(name: str, value: object, kind: type[Any], inherited: Any) -> Any:
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        raise PlanError(name, f"{_shown(value)} is not a table", hint=f"Write {name} = {{ ... }}.")
+        raise PlanError(name, f"{shown(value)} is not a table", hint=f"Write {name} = {{ ... }}.")
     _reject_unknown(f"{name}.", value, kind)
     settings = dict(value)
     if isinstance(settings.get("target_modules"), list):

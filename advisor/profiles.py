@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from advisor.architecture import Architecture, architecture_from_config
 from advisor.errors import EnvironmentLacksError, InputError, UnknownNameError
@@ -19,8 +19,10 @@ Provenance = Literal["measured", "published", "assumed"]
 LARGEST_FILE_BYTES = 4 * MIB
 """Plan files and config.json files are a few KiB; anything above this is not one."""
 
+MOST_DOTS_IN_A_LINE = 200
+"""A TOML key of many dotted parts takes memory by the square of their number."""
+
 _HERE = os.path.dirname(os.path.abspath(__file__))
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +101,15 @@ def read_toml(path: str) -> dict[str, Any]:
     """
     import tomllib
 
+    text = _read_text(path)
+    if any(line.count(".") > MOST_DOTS_IN_A_LINE for line in text.splitlines()):
+        raise InputError(
+            f"{path} is not a file of settings.",
+            why="A line of it has hundreds of dots.",
+            hint="Give a plan: phi3-advise --save-plan plan.toml writes one.",
+        )
     try:
-        return tomllib.loads(_read_text(path))
+        return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
         raise InputError(
             f"{path} is not valid TOML.", why=f"{error}", hint="Mend that line and run it again."
@@ -195,8 +204,9 @@ def load_model(name: str) -> ModelProfile:
     raw = _find("models", name)
     if raw is not None:
         return _model_from_profile(raw)
-    path = os.path.join(name, "config.json") if _is_folder(name) else name
-    if name.endswith(".json") or os.path.isfile(path):
+    folder = _is_folder(name)
+    path = os.path.join(name, "config.json") if folder else name
+    if folder or name.endswith(".json") or os.path.isfile(path):
         return _model_from_config(read_json(path), name=name, source=path)
     if _looks_like_hub_id(name):
         return _model_from_hub(name)
@@ -249,9 +259,9 @@ def _model_from_hub(hub_id: str) -> ModelProfile:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()
-    cached = try_to_load_from_cache(hub_id, "config.json")
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
+        cached = try_to_load_from_cache(hub_id, "config.json")
         if not isinstance(cached, str):
             _require_hub_name()
         path = cached if isinstance(cached, str) else hf_hub_download(hub_id, "config.json")
@@ -259,7 +269,7 @@ def _model_from_hub(hub_id: str) -> ModelProfile:
         raise EnvironmentLacksError(
             f"The config.json of {hub_id} could not be had.",
             why=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no reason given'}",
-            hint="Check the name and the network (or `hf auth login` for a gated model), or give the path of a config.json.",
+            hint="Check the name and the network (`hf auth login` for a gated model), or give a config.json's path.",
         ) from error
     return _model_from_config(read_json(path), name=hub_id, source=f"config.json of {hub_id}")
 
@@ -386,7 +396,7 @@ def load_plan(path: str, *, bfloat16: bool = True) -> Plan:
     """The plan in a TOML file; fields left out take the method's defaults.
 
     Args:
-        path: the file. A `model` that is a relative path is looked up beside it first.
+        path: the file. A `model` that is no profile's name but a relative path is looked up beside it first.
         bfloat16: whether the GPU computes in bfloat16, for a `dtype` that is left out.
 
     Raises:
@@ -400,8 +410,10 @@ def plan_with_defaults(fields: Mapping[str, Any], *, folder: str = "", bfloat16:
     method = fields.get("method")
     if method not in ("full", "lora", "qlora") or not isinstance(fields.get("model"), str):
         return plan_from_fields(fields)
-    beside = os.path.join(folder, fields["model"])
-    model = beside if folder and os.path.exists(beside) else fields["model"]
+    model = fields["model"]
+    beside = os.path.join(folder, model)
+    if folder and model and os.path.exists(beside) and _find("models", model) is None:
+        model = beside
     choose_dtype = not bfloat16 and not {"dtype", "autocast"} & set(fields)
     base = default_plan(method, model=model, bfloat16=not choose_dtype)
     return plan_from_fields({**fields, "model": model}, base)
@@ -415,8 +427,9 @@ def save_plan_file(plan: Plan, path: str) -> None:
     """
     lines = [f"{name} = {_toml(value)}" for name, value in plan_to_fields(plan).items() if value is not None]
     try:
-        with open(path, "x", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+        text = ("\n".join(lines) + "\n").encode()
+        with open(path, "xb") as file:
+            file.write(text)
     except FileExistsError as error:
         raise InputError(f"{path} exists already.", hint="Name another file, or move that one away.") from error
     except (OSError, ValueError) as error:
@@ -434,4 +447,4 @@ def _toml(value: Any) -> str:
         return "{ " + ", ".join(f"{name} = {_toml(inner)}" for name, inner in value.items()) + " }"
     if isinstance(value, list):
         return "[" + ", ".join(_toml(inner) for inner in value) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

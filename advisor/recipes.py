@@ -85,10 +85,8 @@ def examine_recipe(recipe: Recipe, gpu: Gpu, *, model: str | None = None) -> Rec
 
 def _paging_story(memory: Memory, fit: Fit, states: int, spilled: int) -> list[str]:
     paged = memory.host_bytes
-    story = [
-        f"Weights, gradients and both Adam moments are {gib(states)}; the {gib(paged)} of moments are paged, and may "
-        "leave the GPU.",
-    ]
+    states_told = f"Weights, gradients and both Adam moments are {gib(states)}"
+    story = [f"{states_told}; the {gib(paged)} of moments are paged, and may leave the GPU."]
     if not fit.fits:
         story.append(f"Even with all of them in host RAM, {gib(fit.needed_bytes)} must be on the GPU at {memory.at}.")
     elif spilled:

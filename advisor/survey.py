@@ -52,6 +52,9 @@ def _row(gpu: Gpu, model: ModelProfile, request: Request) -> SurveyRow:
 def measure_reach(method: Method, gpu: Gpu, model: ModelProfile, request: Request) -> Reach:
     """Largest micro-batch and longest sequence of a method on a GPU, under its frugal settings.
 
+    A mask changes the attention kernel, and grouped-query heads may need less with one than without: so two sequences
+    are tried before one, and sequences that reach a sliding window before shorter ones.
+
     Frugal: checkpointing, chunked loss, paged 8-bit states; nothing else reaches further. Gradients of earlier
     micro-batches are there, as they are wherever the effective batch takes more than one.
     """
@@ -65,23 +68,20 @@ def measure_reach(method: Method, gpu: Gpu, model: ModelProfile, request: Reques
     def fits(plan: Plan) -> bool:
         return evaluate(plan, model.architecture, gpu).fit.fits
 
-    return Reach(
-        micro_batch=_largest(lambda n: fits(replace(frugal, micro_batch=n)), LARGEST_MICRO_BATCH),
-        seq_len=_scaled(
-            _largest(lambda n: fits(replace(frugal, seq_len=n * SEQ_LEN_STEP)), LONGEST_SEQ_LEN // SEQ_LEN_STEP)
-        ),
-    )
+    def fits_tokens(steps: int) -> bool:
+        return fits(replace(frugal, seq_len=steps * SEQ_LEN_STEP))
+
+    windowed = -(-(model.architecture.window or 0) // SEQ_LEN_STEP)
+    micro_batch = _largest(lambda n: fits(replace(frugal, micro_batch=n)), (2, 1), LARGEST_MICRO_BATCH)
+    steps = _largest(fits_tokens, (max(1, windowed), 1), LONGEST_SEQ_LEN // SEQ_LEN_STEP)
+    return Reach(micro_batch=micro_batch, seq_len=steps * SEQ_LEN_STEP if steps else None)
 
 
-def _scaled(steps: int | None) -> int | None:
-    return steps * SEQ_LEN_STEP if steps else None
-
-
-def _largest(fits: Callable[[int], bool], limit: int) -> int | None:
-    """The largest number from 1 to a limit that fits, doubling and then bisecting; None if 1 does not."""
-    if not fits(1):
+def _largest(fits: Callable[[int], bool], starts: tuple[int, ...], limit: int) -> int | None:
+    """The largest number up to a limit that fits, doubling from the first start that does and then bisecting."""
+    low = next((start for start in starts if fits(start)), None)
+    if low is None:
         return None
-    low = 1
     while low < limit and fits(min(2 * low, limit)):
         low = min(2 * low, limit)
     high = min(2 * low, limit)

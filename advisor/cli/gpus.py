@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import click
 
-from advisor.advise import Request
+from advisor.advise import DEFAULT_MODEL, Request
 from advisor.cli.common import print_json
-from advisor.cli.main import DEFAULT_MODEL
 from advisor.profiles import load_model
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from advisor.advise import Advice, Prefer, Request, advise, require_effective_batch
+from advisor.advise import DEFAULT_MODEL, Advice, Prefer, Request, advise
 from advisor.cli.common import find_gpu, print_json
 from advisor.errors import InputError
 from advisor.hardware import Gpu, Host
 from advisor.profiles import load_model
 from advisor.units import parse_count
-
-DEFAULT_MODEL = "phi-3-mini-4k"
 
 
 def answer(
@@ -52,7 +50,6 @@ def answer(
         prefer=prefer or "balanced",
         tokens=parse_count(tokens) if tokens is not None else None,
     )
-    require_effective_batch(request.effective_batch)
     profile = load_model(DEFAULT_MODEL if model is None else model)
     target = find_gpu(gpu=gpu, vram=vram, free=free, device=device)
     advice = advise(profile, target, request, host=_host(target))
