@@ -1,0 +1,148 @@
+"""The main screen: the GPU, the three methods compared with this user's numbers, the recommendation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from advisor.report.terminal.bars import LEGEND, fit_style, memory_bar
+from advisor.report.terminal.subject import METHOD_NAMES, print_gpu, print_model, settings
+from advisor.report.terminal.text import (
+    ended,
+    line_width,
+    plain_table,
+    print_command,
+    print_paragraph,
+    print_warnings,
+    sentence,
+)
+from advisor.units import duration, gib, short_count, size
+
+if TYPE_CHECKING:  # this screen loads no more of the rest than its own values did
+    from advisor.advise import Advice, MethodAdvice, Request
+    from advisor.fit import Fit
+    from advisor.plan import Method
+
+_TRAINED: dict[Method, str] = {"full": "every weight", "lora": "low-rank matrices", "qlora": "low-rank, 4-bit base"}
+_QUALITY: dict[Method, str] = {"full": "best", "lora": "nearly the same", "qlora": "may lose a little"}
+_EASE: dict[Method, str] = {"full": "hard: needs resources", "lora": "easy", "qlora": "very easy"}
+_SHIPPED: dict[Method, str] = {"full": "whole model", "lora": "adapter", "qlora": "adapter"}
+
+WIDE = 100
+"""Columns from which the table shows more."""
+
+_LABEL_WIDTH = 11
+_GAP = 2
+
+
+def render_advice(advice: Advice, console: Console) -> None:
+    """The GPU's lines, the comparison, the recommendation, what else to know, and what all this rests on."""
+    print_gpu(advice.gpu, console)
+    print_model(advice.model, console, *_asked(advice.request))
+    console.print()
+    console.print(_comparison(advice, line_width(console)))
+    print_paragraph(console, LEGEND, style="dim")
+    console.print()
+    _print_recommendation(advice, console)
+    if advice.warnings:
+        console.print()
+        print_warnings(advice.warnings, console)
+    console.print()
+    print_paragraph(console, _footer(advice), style="dim")
+
+
+def _asked(request: Request) -> tuple[str, ...]:
+    asked = (f"sequences of {request.seq_len:,} tokens", f"effective batch {request.effective_batch:,}")
+    return (*asked, f"{short_count(request.tokens)} tokens in all") if request.tokens else asked
+
+
+def _comparison(advice: Advice, width: int) -> Table:
+    """The three methods side by side; the recommended column's rule carries the word."""
+    parts = advice.methods
+    cell = (width - _LABEL_WIDTH) // len(parts) - _GAP
+    table = plain_table(_LABEL_WIDTH, *(cell for _ in parts))
+
+    def add(label: str, cells: Iterable[str | Text]) -> None:
+        table.add_row(Text(label, style="bold"), *cells)
+
+    add("", (Text(METHOD_NAMES[part.method], style="bold") for part in parts))
+    add("─" * _LABEL_WIDTH, (_rule(cell, recommended=part.method == advice.recommended) for part in parts))
+    add("trained", (_TRAINED[part.method] for part in parts))
+    add("", (f"{short_count(part.memory.parameters.trainable)} parameters" for part in parts))
+    add("fits?", (_verdict(part.fit) for part in parts))
+    add("memory", (_needed(part.fit) for part in parts))
+    add("", (memory_bar(part.fit, cell) for part in parts))
+    for label, cells in _memory_rows(parts, wide=width >= WIDE):
+        add(label, cells)
+    add("settings", ("\n".join(settings(part.plan)) for part in parts))
+    add("compute\n(estimate)", map(_compute, parts))
+    add("quality", (_QUALITY[part.method] for part in parts))
+    add("ease", (_EASE[part.method] for part in parts))
+    add("you ship", (f"{size(part.saved_bytes)} {_SHIPPED[part.method]}" for part in parts))
+    return table
+
+
+def _rule(width: int, *, recommended: bool) -> Text:
+    return Text("━━ recommended ".ljust(width, "━"), style="green") if recommended else Text("─" * width)
+
+
+def _verdict(fit: Fit) -> Text:
+    if fit.fits:
+        return Text("yes, near the edge" if fit.near_edge else "yes", style=f"bold {fit_style(fit)}")
+    verdict = Text(f"no: {gib(fit.missing_bytes)} short", style="bold red")
+    return verdict if fit.broken_by == "peak reserved" else verdict.append(f"\nfor {fit.broken_by}")
+
+
+def _needed(fit: Fit) -> str:
+    return f"{gib(fit.needed_bytes).removesuffix(' GiB')} / {gib(fit.total_bytes)}"
+
+
+def _memory_rows(parts: Sequence[MethodAdvice], *, wide: bool) -> list[tuple[str, list[str]]]:
+    """The four claims behind what is needed, each where it says something, and the moment of the peak."""
+    rows = [(" reserved", [gib(part.fit.reserved_bytes) for part in parts])]
+    if wide:
+        rows.append((" context", [gib(part.fit.context_bytes) for part in parts]))
+    if any(part.fit.others_bytes for part in parts):
+        rows.append((" others", [gib(part.fit.others_bytes) for part in parts]))
+    if wide:
+        rows.append((" margin", [gib(part.fit.margin_bytes) for part in parts]))
+    if any(part.spilled_bytes for part in parts if part.fits):
+        spilled = [gib(part.spilled_bytes) if part.fits and part.spilled_bytes else "–" for part in parts]
+        rows.append((" host RAM", spilled))
+    rows.append((" peak at", [part.memory.at for part in parts]))
+    return rows
+
+
+def _compute(part: MethodAdvice) -> str:
+    if not part.fits:
+        return "–"
+    if part.speed is None:
+        return "not known"
+    said = [f"{duration(part.speed.step_seconds)} a step", f"{part.speed.tokens_per_second:,.0f} tokens/s"]
+    return "\n".join(said if part.run_seconds is None else [*said, f"{duration(part.run_seconds)} for the run"])
+
+
+def _print_recommendation(advice: Advice, console: Console) -> None:
+    if advice.recommended is None:
+        console.print(Text("Nothing fits", style="bold red"))
+        for part in advice.methods:
+            print_paragraph(console, ended(part.reason), label=f"  {METHOD_NAMES[part.method]}: ", indent="    ")
+    else:
+        label = f"Recommended: {METHOD_NAMES[advice.recommended]}. "
+        print_paragraph(console, sentence(advice.reason), label=label, label_style="bold green", indent="  ")
+        print_paragraph(console, f"It {ended(advice.choice.reason)}", label="  ", indent="  ")
+    if advice.unlock:
+        label = "To go further: " if advice.recommended else "To make it fit: "
+        print_paragraph(console, ended(advice.unlock), label=label, indent="  ")
+    console.print(Text("Next:", style="bold"))
+    print_command(console, advice.next_command)
+
+
+def _footer(advice: Advice) -> str:
+    basis = next((part.speed.basis for part in advice.methods if part.speed), None)
+    said = "Tier: estimate, in closed form. Nothing was measured on this GPU."
+    return f"{said} Speed assumes {basis}." if basis else said

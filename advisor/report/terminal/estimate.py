@@ -1,0 +1,98 @@
+"""One plan's memory: the totals, what makes up the peak, and how high each moment goes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from advisor.report.terminal.bars import LEGEND, fit_style, memory_bar, share_bar
+from advisor.report.terminal.subject import print_gpu, print_model, print_plan
+from advisor.report.terminal.text import line_width, plain_table, print_paragraph, print_warnings, sentence
+from advisor.units import count, gib
+
+if TYPE_CHECKING:  # this screen loads no more of the rest than its own values did
+    from collections.abc import Iterable
+
+    from advisor.fit import Fit
+    from advisor.hardware import Gpu
+    from advisor.memory.estimate import Memory
+    from advisor.plan import Plan
+    from advisor.profiles import ModelProfile
+
+_NAME_WIDTH = 20
+_SIZE_WIDTH = 12
+_GAPS = 6
+
+
+def render_estimate(
+    plan: Plan, model: ModelProfile, gpu: Gpu, memory: Memory, fit: Fit | None, console: Console
+) -> None:
+    """One plan in closed form.
+
+    Args:
+        plan: what was estimated.
+        model: its model.
+        gpu: whose kernels and context were assumed.
+        memory: the estimate.
+        fit: memory against the GPU; None where no GPU is known.
+        console: where to.
+    """
+    if fit is not None:
+        print_gpu(gpu, console)
+    print_model(model, console)
+    print_plan(plan, console)
+    print_warnings(gpu.notes, console)
+    console.print()
+    _print_totals(memory, gpu, console)
+    if fit is not None:
+        from advisor.fit import explain_fit
+
+        print_fit(fit, explain_fit(fit, memory.at), console)
+    _print_sizes(f"Allocated at the peak ({memory.at})", memory.components.items(), memory.allocated_bytes, console)
+    _print_sizes("Highest in each moment", memory.moments.items(), memory.allocated_bytes, console, peak=memory.at)
+    console.print()
+    print_paragraph(console, "Tier: estimate, in closed form. Nothing was measured.", style="dim")
+
+
+def _print_totals(memory: Memory, gpu: Gpu, console: Console) -> None:
+    table = plain_table(_NAME_WIDTH, line_width(console) - _NAME_WIDTH - _GAPS)
+    parameters = memory.parameters
+    rows = [
+        ("parameters", f"{count(parameters.total)}, of which {count(parameters.trainable)} are trained"),
+        ("peak allocated", f"{gib(memory.allocated_bytes)} at {memory.at}"),
+        ("peak reserved", gib(memory.reserved_bytes)),
+        ("context", f"{gib(memory.context_bytes)} ({gpu.context_provenance})"),
+        ("total", gib(memory.total_bytes)),
+    ]
+    if memory.host_bytes:
+        rows.append(("paged states", f"{gib(memory.host_bytes)} that may move to host RAM, not counted above"))
+    for name, value in rows:
+        table.add_row(Text(name, style="bold"), value)
+    console.print(table)
+
+
+def print_fit(fit: Fit, verdict: str, console: Console) -> None:
+    """The four claims as a bar over the whole line, and the verdict in a sentence."""
+    console.print()
+    console.print(memory_bar(fit, line_width(console)))
+    print_paragraph(console, LEGEND, style="dim")
+    label = "Fits. " if fit.fits else "Does not fit. "
+    print_paragraph(console, sentence(verdict), label=label, label_style=f"bold {fit_style(fit)}", indent="  ")
+
+
+def _print_sizes(
+    title: str, sizes: Iterable[tuple[str, int]], whole_bytes: int, console: Console, *, peak: str = ""
+) -> None:
+    bar_width = line_width(console) - _NAME_WIDTH - _SIZE_WIDTH - _GAPS
+    table = plain_table(_NAME_WIDTH, _SIZE_WIDTH, bar_width)
+    table.columns[1].justify = "right"
+    for name, size_bytes in sizes:
+        if size_bytes:
+            bar = share_bar(size_bytes, whole_bytes, bar_width - (len(" peak") if peak else 0))
+            shown = bar.append(" peak", style="bold") if name == peak else bar
+            table.add_row(Text(name), gib(size_bytes), shown)
+    console.print()
+    console.print(Text(title, style="bold"))
+    console.print(table)
