@@ -132,7 +132,9 @@ def _print_recommendation(advice: Advice, console: Console) -> None:
         for part in advice.methods:
             print_paragraph(console, ended(part.reason), label=f"  {METHOD_NAMES[part.method]}: ", indent="    ")
     else:
-        label = f"Recommended: {METHOD_NAMES[advice.recommended]}. "
+        from advisor.advise import METHOD_LABELS
+
+        label = f"Recommended: {METHOD_LABELS[advice.recommended]}. "
         print_paragraph(console, sentence(advice.reason), label=label, label_style="bold green", indent="  ")
         print_paragraph(console, f"It {ended(advice.choice.reason)}", label="  ", indent="  ")
     if advice.unlock:
