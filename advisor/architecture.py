@@ -398,6 +398,11 @@ _NULL_MEANS_SOMETHING = ("sliding_window", "num_key_value_heads")
 """Keys whose null is no default: no window, and as many key-value heads as heads."""
 
 
+def _wrong(origin: str, key: str, value: object, needed: str) -> InputError:
+    hint = "Check the file against the model's own config.json."
+    return InputError(f"{origin}: {key} = {shown(value, 40)} {needed}.", hint=hint)
+
+
 def _check_vision(vision: object, origin: str) -> None:
     if vision is None:
         return
@@ -416,19 +421,13 @@ def _checked(config: Mapping[str, Any], model_type: str, origin: str) -> Archite
     def number(key: str, default: int | None = None) -> int:
         value = default if values.get(key) is None else values[key]
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST[key]:
-            raise InputError(
-                f"{origin}: {key} = {shown(value, 40)} is not a whole number from 1 to {_LARGEST[key]:,}.",
-                hint="Check the file against the model's own config.json.",
-            )
+            raise _wrong(origin, key, value, f"is not a whole number from 1 to {_LARGEST[key]:,}")
         return value
 
     def flag(key: str) -> bool:
         value = values[key] if key in family.defaults else False
         if not isinstance(value, bool):
-            raise InputError(
-                f"{origin}: {key} = {shown(value, 40)} is neither true nor false.",
-                hint="Check the file against the model's own config.json.",
-            )
+            raise _wrong(origin, key, value, "is neither true nor false")
         return value
 
     heads, hidden = number("num_attention_heads"), number("hidden_size")
@@ -474,20 +473,14 @@ def _window(values: Mapping[str, Any], family: Family, layers: int, origin: str)
     if family.window == "never" or window is None:
         return None, 0
     if isinstance(window, bool) or not isinstance(window, int) or not 0 <= window <= 2**31:
-        raise InputError(f"{origin}: sliding_window = {shown(window, 40)} is not a number of tokens.")
+        raise _wrong(origin, "sliding_window", window, "is not a number of tokens")
     if family.window == "always":
         return window, layers
     wanted, full = values["use_sliding_window"], values["max_window_layers"]
     if not isinstance(wanted, bool):
-        raise InputError(
-            f"{origin}: use_sliding_window = {shown(wanted, 40)} is neither true nor false.",
-            hint="Check the file against the model's own config.json.",
-        )
+        raise _wrong(origin, "use_sliding_window", wanted, "is neither true nor false")
     if isinstance(full, bool) or not isinstance(full, int):
-        raise InputError(
-            f"{origin}: max_window_layers = {shown(full, 40)} is not a number of layers.",
-            hint="Check the file against the model's own config.json.",
-        )
+        raise _wrong(origin, "max_window_layers", full, "is not a number of layers")
     if not wanted:
         return None, 0
     using = max(0, layers - max(0, full))
@@ -499,12 +492,12 @@ def _rotary_dim(values: Mapping[str, Any], head_dim: int, origin: str) -> int:
     nested = rope.get("partial_rotary_factor") if isinstance(rope, Mapping) else None
     factor = values.get("partial_rotary_factor", nested if nested is not None else 1.0)
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor <= 1:
-        raise InputError(f"{origin}: partial_rotary_factor = {shown(factor, 40)} is not a share of the head.")
+        raise _wrong(origin, "partial_rotary_factor", factor, "is not a share of the head")
     return int(head_dim * factor)
 
 
 def _probability(values: Mapping[str, Any], key: str, origin: str) -> float:
     value = values.get(key, 0.0)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise InputError(f"{origin}: {key} = {shown(value, 40)} is not a probability.")
+        raise _wrong(origin, key, value, "is not a probability")
     return float(value)
