@@ -106,7 +106,7 @@ def read_toml(path: str) -> dict[str, Any]:
         raise InputError(
             f"{path} is not a file of settings.",
             why="A line of it has hundreds of dots.",
-            hint="Give a plan: phi3-advise --save-plan plan.toml writes one.",
+            hint=_NO_SETTINGS,
         )
     try:
         return tomllib.loads(text)
@@ -135,12 +135,15 @@ def read_json(path: str) -> dict[str, Any]:
     return value
 
 
+_NO_SETTINGS = "Give a plan that phi3-advise --save-plan wrote, or a model's config.json, not its weights."
+
+
 def _read_text(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(LARGEST_FILE_BYTES + 1)
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a text file.", why="It is not UTF-8.") from error
+        raise InputError(f"{path} is not a text file.", why="It is not UTF-8.", hint=_NO_SETTINGS) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
@@ -148,7 +151,9 @@ def _read_text(path: str) -> str:
         ) from error
     if len(text) > LARGEST_FILE_BYTES:
         raise InputError(
-            f"{path} is larger than {LARGEST_FILE_BYTES // MIB} MiB.", why="No plan and no config.json is."
+            f"{path} is larger than {LARGEST_FILE_BYTES // MIB} MiB.",
+            why="No plan and no config.json is.",
+            hint=_NO_SETTINGS,
         )
     return text
 
