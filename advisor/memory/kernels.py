@@ -39,6 +39,14 @@ class Gpu:
     """cuDNN attention first, as torch built with a recent cuDNN does on Hopper."""
 
 
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """torch's CPU kernels, on which a trace can be held against real execution."""
+
+
+Hardware = Gpu | Cpu
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionCall:
     """The arguments of scaled_dot_product_attention; tensors are (batch, heads, tokens, head size)."""
@@ -173,7 +181,8 @@ class Inside:
 
 
 NOTHING = Inside()
-Rule = Callable[[tuple[Any, ...], dict[str, Any], Gpu], Inside]
+Rule = Callable[[tuple[Any, ...], dict[str, Any], Any], Inside]
+"""Arguments of an operation and the hardware → what its kernel allocates."""
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -351,8 +360,49 @@ def _defines_4bit_choice(node: Any) -> bool:
     return any(getattr(target, "id", None) == "_GEMM_4BIT_CUSTOM_FLOOR_M" for target in targets)
 
 
-def rules() -> Mapping[Any, Rule]:
-    """Operations whose CUDA kernels allocate more than their outputs."""
+def gemm_4bit_on_cpu(args: tuple[Any, ...], kwargs: dict[str, Any], cpu: Cpu) -> Inside:
+    """The whole weight in the input's dtype and one fp32 copy of nested scales.
+
+    Source: bitsandbytes backends/default/ops.py (_gemm_4bit_default_impl).
+    """
+    inputs, _, shape = args[:3]
+    nested = kwargs.get("absmax_8bit")
+    scales = () if nested is None else (4 * nested.numel(),)
+    return Inside(first=(*scales, shape[0] * shape[1] * inputs.element_size()))
+
+
+def promotion_on_cpu(args: tuple[Any, ...], kwargs: dict[str, Any], cpu: Cpu) -> Inside:
+    """Elementwise operations on two dtypes copy the narrower operand; CUDA converts in registers.
+
+    Source: ATen/TensorIterator.cpp (promote_inputs_to_common_dtype).
+    """
+    import torch
+
+    tensors = [arg for arg in args[:2] if isinstance(arg, torch.Tensor) and arg.dim() > 0]
+    if len(tensors) < 2 or tensors[0].dtype == tensors[1].dtype:
+        return NOTHING
+    common = torch.promote_types(tensors[0].dtype, tensors[1].dtype)
+    return Inside(first=tuple(t.numel() * common.itemsize for t in tensors if t.dtype != common))
+
+
+def rules(hardware: Hardware) -> Mapping[Any, Rule]:
+    """Operations whose kernels allocate more than their outputs."""
+    return _cpu_rules() if isinstance(hardware, Cpu) else _gpu_rules()
+
+
+def _cpu_rules() -> Mapping[Any, Rule]:
+    import torch
+
+    aten = torch.ops.aten
+    names = ("add", "sub", "mul", "div", "add_", "sub_", "mul_", "div_")
+    found: dict[Any, Rule] = {getattr(aten, name).Tensor: promotion_on_cpu for name in names}
+    bitsandbytes = getattr(torch.ops, "bitsandbytes", None)
+    if bitsandbytes is not None and hasattr(bitsandbytes, "gemm_4bit"):
+        found[bitsandbytes.gemm_4bit.default] = gemm_4bit_on_cpu
+    return found
+
+
+def _gpu_rules() -> Mapping[Any, Rule]:
     import torch
 
     aten = torch.ops.aten

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from advisor.memory.allocator import Replay, replay
-from advisor.memory.kernels import Gpu
-from advisor.memory.trace.cuda import CudaSemantics
+from advisor.memory.kernels import Gpu, Hardware
+from advisor.memory.trace.device import DeviceSemantics
 from advisor.memory.trace.tracker import Allocation, Event, Tracker, adopt_model
 from advisor.plan import Plan
 from advisor.training.build import BuiltModel, build_model, build_optimizer
@@ -74,13 +74,13 @@ def trace(
     return summarize(events, built, gpu)
 
 
-def record(plan: Plan, architecture: Mapping[str, Any], gpu: Gpu, steps: int) -> tuple[list[Event], BuiltModel]:
+def record(plan: Plan, architecture: Mapping[str, Any], hardware: Hardware, steps: int) -> tuple[list[Event], BuiltModel]:
     """The allocations of `steps` optimizer steps, in order, and the model that made them."""
     built = build_model(plan, architecture, "meta")
     vocabulary = built.causal_lm.config.vocab_size
-    tracker = Tracker("meta", gpu, padded=plan.padding == "longest", vocabulary=vocabulary, tokens=plan.seq_len)
+    tracker = Tracker("meta", hardware, padded=plan.padding == "longest", vocabulary=vocabulary, tokens=plan.seq_len)
     adopt_model(tracker, built.model)
-    semantics = CudaSemantics(gpu)
+    semantics = DeviceSemantics(hardware)
     autocast = None if plan.autocast == "none" else lambda: semantics.autocast(getattr(torch, plan.autocast))
     wrap_forward(built.model, autocast)
     _label_gradients(tracker, built.model)

@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advisor.memory import kernels
-from advisor.memory.kernels import Gpu
+from advisor.memory.kernels import Gpu, Hardware
 
 Component = Literal[
     "weights", "quantization", "adapters", "gradients", "optimizer", "activations", "logits", "workspace"
@@ -65,24 +65,26 @@ class Tracker(TorchDispatchMode):
 
     Args:
         device: the device type whose storages count.
-        gpu: whose kernels' inner allocations are added; None adds nothing (real execution on a CPU).
+        hardware: whose kernels' inner allocations are added.
         padded: what the question "are all of these tokens real?" is answered with, negated.
         vocabulary: the size by which logits are recognised.
         tokens: the longest sequence, which is what code asks for when it reads an integer back.
     """
 
-    def __init__(self, device: str, gpu: Gpu | None, *, padded: bool, vocabulary: int, tokens: int = 1) -> None:
+    def __init__(
+        self, device: str, hardware: Hardware, *, padded: bool = False, vocabulary: int = 0, tokens: int = 1
+    ) -> None:
         super().__init__()
         self.events: list[Event] = []
         self.places = Places()
         self._device = device
-        self._gpu = gpu
+        self._hardware = hardware
         self._padded = padded
         self._vocabulary = vocabulary
         self._tokens = tokens
         self._live: dict[int, tuple[weakref.ref[Any], Allocation]] = {}
-        self._rules = kernels.rules() if gpu is not None else {}
-        self._blas = kernels.cublas_operations() if gpu is not None else frozenset()
+        self._rules = kernels.rules(hardware)
+        self._blas = kernels.cublas_operations() if isinstance(hardware, Gpu) else frozenset()
         self._workspaces: set[bool] = set()
 
     def __torch_dispatch__(
@@ -95,13 +97,10 @@ class Tracker(TorchDispatchMode):
             func, args = torch.ops.aten.new_empty.default, _as_if_all_were_true(args[0])
             kwargs = {"dtype": torch.int64}
         module = self._locate()
-        inside = kernels.NOTHING
-        if self._gpu is not None:
-            if func in self._blas:
-                self._use_workspace()
-            rule = self._rules.get(func)
-            if rule is not None:
-                inside = rule(args, kwargs, self._gpu)
+        if func in self._blas:
+            self._use_workspace()
+        rule = self._rules.get(func)
+        inside = rule(args, kwargs, self._hardware) if rule is not None else kernels.NOTHING
         temporary = [self._temporary(size, func, module) for size in inside.first]
         result = func(*args, **kwargs)
         self._register_outputs(result, func, module)
@@ -195,11 +194,11 @@ class Tracker(TorchDispatchMode):
 
     def _use_workspace(self) -> None:
         """cuBLAS keeps one workspace for each thread: the caller's and autograd's."""
-        assert self._gpu is not None
+        assert isinstance(self._hardware, Gpu)
         in_backward = self.places.phase == "backward"
         if in_backward not in self._workspaces:
             self._workspaces.add(in_backward)
-            size = kernels.cublas_workspace_bytes(self._gpu)
+            size = kernels.cublas_workspace_bytes(self._hardware)
             thread = "autograd's" if in_backward else "the caller's"
             allocation = Allocation(
                 size, (size,), "uint8", f"{thread} thread", "cuBLAS", self.places.moment, "workspace"

@@ -20,7 +20,7 @@ import torch
 from torch.utils import checkpoint as torch_checkpoint
 from torch.utils._python_dispatch import _disable_current_modes
 
-from advisor.memory.kernels import AttentionCall, Gpu, choose_attention
+from advisor.memory.kernels import AttentionCall, Cpu, Gpu, Hardware, choose_attention
 
 _KEY = torch._C.DispatchKey.AutocastPrivateUse1
 _KEYS = torch._C.DispatchKeySet(_KEY)
@@ -41,16 +41,16 @@ _FP32_RESULT = """
 _PROMOTE = "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add".split()
 
 
-class CudaSemantics:
-    """A context in which meta tensors dispatch as CUDA tensors on `gpu` would."""
+class DeviceSemantics:
+    """A context in which meta tensors dispatch as tensors on `hardware` would."""
 
-    def __init__(self, gpu: Gpu) -> None:
-        self.gpu = gpu
+    def __init__(self, hardware: Hardware) -> None:
+        self.hardware = hardware
         self._casts: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
         self._depth = 0
         self._stack = ExitStack()
 
-    def __enter__(self) -> CudaSemantics:
+    def __enter__(self) -> DeviceSemantics:
         everything = torch.library.Library("_", "IMPL")
         everything.fallback(torch.library.fallthrough_kernel, _KEY.name)
         kernels = torch.library.Library("aten", "IMPL")
@@ -61,7 +61,7 @@ class CudaSemantics:
         torch.set_autocast_enabled("privateuseone", True)
         self._stack.callback(torch.set_autocast_enabled, "privateuseone", False)
         self._stack.enter_context(torch._C._IncludeDispatchKeyGuard(_KEY))
-        self._stack.enter_context(_device_lists_with_meta())
+        self._stack.enter_context(_device_lists_with_meta(self.hardware))
         self._stack.enter_context(self._checkpoints_that_restore_autocast())
         self._stack.enter_context(_flash_attention_package())
         self._stack.enter_context(_paged_memory())
@@ -87,8 +87,10 @@ class CudaSemantics:
             torch.set_autocast_dtype("cuda", before[1])
 
     def _kernels(self) -> Iterator[tuple[str, Callable[..., Any]]]:
-        yield "dropout", self._dropout
         yield "scaled_dot_product_attention", self._attention
+        if isinstance(self.hardware, Cpu):
+            return
+        yield "dropout", self._dropout
         for names, adapt in (
             (_LOWER, self._lower),
             (_FP32, self._to_fp32),
@@ -181,9 +183,10 @@ class CudaSemantics:
             scale=scale,
             grouped=enable_gqa,
         )
-        backend = choose_attention(call, self.gpu)
         with torch._C._ExcludeDispatchKeyGuard(_KEYS):
-            return run_attention(call, backend.name)
+            if isinstance(self.hardware, Gpu):
+                return run_attention(call, choose_attention(call, self.hardware).name)
+            return _attention_on_cpu(call)
 
     @contextmanager
     def _checkpoints_that_restore_autocast(self) -> Iterator[None]:
@@ -232,14 +235,17 @@ def _adapted(
 
 
 @contextmanager
-def _device_lists_with_meta() -> Iterator[None]:
+def _device_lists_with_meta(hardware: Hardware) -> Iterator[None]:
     """torch picks foreach and fused optimizers, and foreach norms, by device type."""
+    names = ["_get_fused_kernels_supported_devices"]
+    if isinstance(hardware, Gpu):
+        names.append("_get_foreach_kernels_supported_devices")
     from torch.optim import optimizer
     from torch.utils import _foreach_utils
 
     saved = []
     for module in (optimizer, _foreach_utils):
-        for name in ("_get_foreach_kernels_supported_devices", "_get_fused_kernels_supported_devices"):
+        for name in names:
             original = getattr(module, name)
             saved.append((module, name, original))
             setattr(module, name, lambda original=original: [*original(), "meta"])
@@ -285,6 +291,32 @@ def run_attention(call: AttentionCall, backend: str) -> torch.Tensor:
         enable_gqa=call.grouped,
     )[0]
     return result
+
+
+def _attention_on_cpu(call: AttentionCall) -> torch.Tensor:
+    """torch's own choice for CPU tensors like these. Source: ATen/native/transformers/attention.cpp."""
+    with _disable_current_modes():
+        twins = [
+            torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, requires_grad=t.requires_grad)
+            if t is not None
+            else None
+            for t in (call.query, call.key, call.value, call.mask)
+        ]
+        choice = torch._fused_sdp_choice(
+            *twins, dropout_p=call.dropout, is_causal=call.causal, scale=call.scale, enable_gqa=call.grouped
+        )
+    if choice == torch.nn.attention.SDPBackend.FLASH_ATTENTION.value:
+        output: torch.Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            call.query,
+            call.key,
+            call.value,
+            call.dropout,
+            call.causal,
+            attn_mask=_additive_mask(call),
+            scale=call.scale,
+        )[0]
+        return output
+    return run_attention(call, "math")
 
 
 def _flash(call: AttentionCall) -> torch.Tensor:
