@@ -1,11 +1,16 @@
 """PyTorch's CUDA caching allocator, replayed: from requests to reserved memory.
 
-Rules (c10/cuda/CUDACachingAllocator.cpp): requests are rounded up to 512 bytes; those of at most 1 MiB come
-from 2 MiB segments, those below 10 MiB from 20 MiB segments, larger ones get a segment of their own rounded
-up to 2 MiB. A request takes the smallest free block that holds it; what is left becomes a block if it has at
-least 512 bytes (small pool) or more than 1 MiB (large pool). Freed neighbours merge. When the GPU is full,
-cached segments are released and the request is tried again before it fails.
-With expandable_segments each pool is one segment that grows by 2 MiB (small) or 20 MiB (large) pages.
+Rules, from c10/cuda/CUDACachingAllocator.cpp (round_size, get_allocation_size, get_free_block, should_split,
+try_merge_blocks, release_cached_blocks, ExpandableSegment):
+
+- A request is rounded up to 512 bytes. At most 1 MiB comes from 2 MiB segments, less than 10 MiB from 20 MiB
+  segments, more gets a segment of its own, rounded up to 2 MiB.
+- It takes the smallest free block that holds it, the lowest address among equals. What is left becomes a
+  block if it has at least 512 bytes (small pool) or more than 1 MiB (large pool).
+- Freed neighbours merge. When the GPU is full, segments that are wholly free are released, and the request is
+  tried once more before it fails.
+- With expandable_segments each pool is one segment that grows at its end by pages of 2 MiB (small) or 20 MiB
+  (large) and is split down to 512 bytes; the block at its end is taken last.
 """
 
 from __future__ import annotations
@@ -23,6 +28,9 @@ MEDIUM_SEGMENT = 20 * MIB
 LARGE_REQUEST = 10 * MIB
 SEGMENT_UNIT = 2 * MIB
 
+_FAR_APART = 2**44
+"""Between segments, so that none can be taken for another's neighbour."""
+
 Request = tuple[int, int, bool]
 """A key, a size in bytes, and whether it is freed."""
 
@@ -37,8 +45,8 @@ class Replay:
     reserved_bytes: int
     """Peak of the segments, as torch.cuda.max_memory_reserved counts them."""
 
-    released_segments: int
-    """Cached segments given back because the GPU was full."""
+    released_bytes: int
+    """Cached memory given back because the GPU was full."""
 
     failed_request_bytes: int | None
     """The request that no release could satisfy: out of memory."""
@@ -46,36 +54,51 @@ class Replay:
 
 @dataclass(slots=True, eq=False)
 class _Segment:
-    size: int
+    """Memory that CUDA gave out in one piece, or an expandable one's mapped part."""
+
     small: bool
     expandable: bool = False
+    last: Block | None = None
 
 
 @dataclass(slots=True, eq=False)
-class _Block:
+class Block:
+    """A part of a segment, in use or free."""
+
     segment: _Segment
     address: int
     size: int
     free: bool = False
-    before: _Block | None = None
-    after: _Block | None = None
+    before: Block | None = None
+    after: Block | None = None
+
+
+def _order(block: Block) -> tuple[int, int]:
+    return block.size, block.address
 
 
 @dataclass(slots=True)
 class _Pool:
-    """Free blocks, smallest first."""
+    """Free blocks, smallest first, then lowest address."""
 
-    blocks: list[tuple[int, int, _Block]] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
 
-    def add(self, block: _Block) -> None:
-        insort(self.blocks, (block.size, block.address, block), key=lambda entry: entry[:2])
+    def add(self, block: Block) -> None:
+        insort(self.blocks, block, key=_order)
 
-    def remove(self, block: _Block) -> None:
-        del self.blocks[bisect_left(self.blocks, (block.size, block.address), key=lambda entry: entry[:2])]
+    def remove(self, block: Block) -> None:
+        del self.blocks[bisect_left(self.blocks, _order(block), key=_order)]
 
-    def take(self, size: int) -> _Block | None:
-        index = bisect_left(self.blocks, (size, -1), key=lambda entry: entry[:2])
-        return self.blocks.pop(index)[2] if index < len(self.blocks) else None
+    def take(self, size: int) -> Block | None:
+        """The best fit; an expandable segment's end counts as large as it could grow."""
+        index = bisect_left(self.blocks, (size, -1), key=_order)
+        if index == len(self.blocks):
+            return None
+        block = self.blocks[index]
+        at_end = block.segment.expandable and block.segment.last is block and block.before is not None
+        if at_end and index + 1 < len(self.blocks):
+            index += 1
+        return self.blocks.pop(index)
 
 
 class CachingAllocator:
@@ -91,20 +114,20 @@ class CachingAllocator:
         self.allocated_bytes = 0
         self.peak_reserved_bytes = 0
         self.peak_allocated_bytes = 0
-        self.released_segments = 0
+        self.released_bytes = 0
         self._total = total_bytes
         self._expandable = expandable
         self._pools = {True: _Pool(), False: _Pool()}
-        self._growing: dict[bool, _Block] = {}
+        self._growing: dict[bool, _Segment] = {}
         self._next_address = 0
 
-    def allocate(self, size_bytes: int) -> _Block | None:
+    def allocate(self, size_bytes: int) -> Block | None:
         """A block for the request, or None when the GPU is full."""
-        size = max(MINIMUM_BLOCK, -(-size_bytes // MINIMUM_BLOCK) * MINIMUM_BLOCK)
+        size = rounded(size_bytes)
         small = size <= SMALL_REQUEST
-        block = self._pools[small].take(size)
-        if block is None:
-            block = self._grow(size, small) if self._expandable else self._reserve(size, small)
+        block = self._pools[small].take(size) or self._extend(size, small)
+        if block is None and self.release_cached():
+            block = self._extend(size, small)
         if block is None:
             return None
         self._split(block, size)
@@ -113,7 +136,7 @@ class CachingAllocator:
         self.peak_allocated_bytes = max(self.peak_allocated_bytes, self.allocated_bytes)
         return block
 
-    def free(self, block: _Block) -> None:
+    def free(self, block: Block) -> None:
         """Give a block back; it merges with free neighbours and stays reserved."""
         self.allocated_bytes -= block.size
         pool = self._pools[block.segment.small]
@@ -124,79 +147,101 @@ class CachingAllocator:
         block.free = True
         pool.add(block)
 
-    def _split(self, block: _Block, size: int) -> None:
+    def release_cached(self) -> bool:
+        """Give whole free segments back, as torch.cuda.empty_cache does; whether there were any."""
+        before = self.reserved_bytes
+        for pool in self._pools.values():
+            for block in list(pool.blocks):
+                if block.segment.expandable:
+                    self._unmap(block, pool)
+                elif block.before is None and block.after is None:
+                    pool.remove(block)
+                    self.reserved_bytes -= block.size
+        self.released_bytes += before - self.reserved_bytes
+        return self.reserved_bytes < before
+
+    def _extend(self, size: int, small: bool) -> Block | None:
+        return self._grow(size, small) if self._expandable else self._reserve(segment_bytes(size), small)
+
+    def _reserve(self, size: int, small: bool) -> Block | None:
+        """A new segment that is one block."""
+        return self._append(_Segment(small), size)
+
+    def _grow(self, size: int, small: bool) -> Block | None:
+        """Map pages at the end of the pool's one segment."""
+        segment = self._growing.setdefault(small, _Segment(small, expandable=True))
+        last = segment.last
+        page = SMALL_SEGMENT if small else MEDIUM_SEGMENT
+        if last is None or not last.free:
+            return self._append(segment, _round_up(size, page))
+        added = _round_up(size - last.size, page)
+        if not self._take_from_gpu(added):
+            return None
+        self._pools[small].remove(last)
+        last.size += added
+        return last
+
+    def _append(self, segment: _Segment, size: int) -> Block | None:
+        """A block of new memory at the end of a segment."""
+        if not self._take_from_gpu(size):
+            return None
+        last = segment.last
+        if last is None:
+            self._next_address += _FAR_APART
+            block = Block(segment, self._next_address, size)
+        else:
+            block = Block(segment, last.address + last.size, size, before=last)
+            last.after = block
+        segment.last = block
+        return block
+
+    def _take_from_gpu(self, size: int) -> bool:
+        if self._total is not None and self.reserved_bytes + size > self._total:
+            return False
+        self.reserved_bytes += size
+        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
+        return True
+
+    def _unmap(self, block: Block, pool: _Pool) -> None:
+        """Give back the pages at the end of an expandable segment.
+
+        Pages in its middle can be unmapped too; they would be mapped again where they were.
+        """
+        segment = block.segment
+        if segment.last is not block:
+            return
+        page = SMALL_SEGMENT if segment.small else MEDIUM_SEGMENT
+        kept = -block.address % page if block.before is not None else 0
+        given_back = block.size - kept
+        if given_back <= 0:
+            return
+        pool.remove(block)
+        self.reserved_bytes -= given_back
+        if kept:
+            block.size = kept
+            pool.add(block)
+            return
+        segment.last = block.before
+        if block.before is not None:
+            block.before.after = None
+
+    def _split(self, block: Block, size: int) -> None:
         remaining = block.size - size
         small = block.segment.small
-        splits = remaining >= MINIMUM_BLOCK if small or block.segment.expandable else remaining > SMALL_REQUEST
-        if not splits:
+        fine = small or block.segment.expandable
+        if not (remaining >= MINIMUM_BLOCK if fine else remaining > SMALL_REQUEST):
             return
-        rest = _Block(block.segment, block.address + size, remaining, True, block, block.after)
+        rest = Block(block.segment, block.address + size, remaining, True, block, block.after)
         if block.after is not None:
             block.after.before = rest
+        else:
+            block.segment.last = rest
         block.after = rest
         block.size = size
         self._pools[small].add(rest)
 
-    def _reserve(self, size: int, small: bool) -> _Block | None:
-        """A new segment, after releasing cached ones if the GPU is full."""
-        wanted = segment_bytes(size)
-        if not self._has_room(wanted) and not self._release(wanted):
-            return None
-        return self._new_segment(wanted, small, expandable=False)
 
-    def _new_segment(self, size: int, small: bool, *, expandable: bool) -> _Block:
-        block = _Block(_Segment(size, small, expandable), self._next_address, size)
-        self._next_address += size + 2**40
-        self._add_reserved(size)
-        return block
-
-    def _add_reserved(self, size: int) -> None:
-        self.reserved_bytes += size
-        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
-
-    def _has_room(self, size: int) -> bool:
-        return self._total is None or self.reserved_bytes + size <= self._total
-
-    def _release(self, size: int) -> bool:
-        """Free whole cached segments: first one that is large enough, then all. True if there is room."""
-        whole = [
-            entry[2]
-            for pool in self._pools.values()
-            for entry in pool.blocks
-            if entry[2].before is None and entry[2].after is None and not entry[2].segment.expandable
-        ]
-        for block in whole:
-            self._pools[block.segment.small].remove(block)
-            self.reserved_bytes -= block.size
-            self.released_segments += 1
-        return self._has_room(size)
-
-    def _grow(self, size: int, small: bool) -> _Block | None:
-        """Map pages at the end of the pool's one segment."""
-        page = SMALL_SEGMENT if small else MEDIUM_SEGMENT
-        last = self._growing.get(small)
-        while last is not None and last.after is not None:
-            last = last.after
-        tail = last.size if last is not None and last.free else 0
-        added = -(-(size - tail) // page) * page
-        if not self._has_room(added):
-            return None
-        if last is None:
-            block = self._new_segment(added, small, expandable=True)
-            self._growing[small] = block
-            return block
-        self._add_reserved(added)
-        if last.free:
-            self._pools[small].remove(last)
-            last.size += added
-            return last
-        block = _Block(last.segment, last.address + last.size, added, False, last, None)
-        last.after = block
-        self._growing[small] = block
-        return block
-
-
-def _absorb(block: _Block, other: _Block) -> None:
+def _absorb(block: Block, other: Block) -> None:
     """Merge a neighbour into a block that is being freed."""
     if other is block.before:
         block.address = other.address
@@ -207,7 +252,18 @@ def _absorb(block: _Block, other: _Block) -> None:
         block.after = other.after
         if other.after is not None:
             other.after.before = block
+        else:
+            block.segment.last = block
     block.size += other.size
+
+
+def _round_up(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
+
+
+def rounded(size_bytes: int) -> int:
+    """What a request of this many bytes takes."""
+    return max(MINIMUM_BLOCK, _round_up(size_bytes, MINIMUM_BLOCK))
 
 
 def segment_bytes(size: int) -> int:
@@ -216,19 +272,17 @@ def segment_bytes(size: int) -> int:
         return SMALL_SEGMENT
     if size < LARGE_REQUEST:
         return MEDIUM_SEGMENT
-    return -(-size // SEGMENT_UNIT) * SEGMENT_UNIT
+    return _round_up(size, SEGMENT_UNIT)
 
 
 def replay(requests: Iterable[Request], *, total_bytes: int | None = None, expandable: bool = False) -> Replay:
     """Run requests through the allocator until the end or until the GPU is full."""
     allocator = CachingAllocator(total_bytes=total_bytes, expandable=expandable)
-    blocks: dict[int, _Block] = {}
+    blocks: dict[int, Block] = {}
     failed = None
     for key, size, freed in requests:
         if freed:
-            block = blocks.pop(key, None)
-            if block is not None:
-                allocator.free(block)
+            allocator.free(blocks.pop(key))
             continue
         block = allocator.allocate(size)
         if block is None:
@@ -238,6 +292,6 @@ def replay(requests: Iterable[Request], *, total_bytes: int | None = None, expan
     return Replay(
         allocated_bytes=allocator.peak_allocated_bytes,
         reserved_bytes=allocator.peak_reserved_bytes,
-        released_segments=allocator.released_segments,
+        released_bytes=allocator.released_bytes,
         failed_request_bytes=failed,
     )

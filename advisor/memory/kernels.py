@@ -251,31 +251,65 @@ def _flash_backward_inside(
 
 
 def efficient_backward(args: tuple[Any, ...], kwargs: dict[str, Any], gpu: Gpu) -> Inside:
-    """bytes = delta 4·B·H·S, with 4·B·S·H·D for its product in fp32; in 16 bits an fp32 dq (dk, dv above 64).
+    """The row sums of gradient × output, and fp32 accumulators for what registers cannot hold.
 
-    Source: attention_backward.cu (_efficient_attention_backward), mem_eff_attention/kernel_backward.h
-    (kKernelComputesDelta, kNeedsAccumGradQ/K/V, workspace_elements_gk/gv/gq).
+    bytes = delta 4·B·H·S (in fp32 its product 4·B·S·H·D too) + `_efficient_workspace`.
+    Source: attention_backward.cu (_efficient_attention_backward).
     """
     gradient, query, key, value = (tensor.transpose(1, 2) for tensor in args[:4])
     batch, tokens, heads, size = query.shape
     delta = 4 * batch * heads * tokens
-    then: tuple[int, ...]
-    if query.element_size() == 4:
-        then = (4 * batch * tokens * heads * value.size(3), delta, delta)
-    else:
-        then = (delta, _efficient_workspace(batch, heads, tokens, key.size(1), size, value.size(3)))
-    return Inside(first=_copy_if_strided(gradient), then=then)
+    product = (4 * batch * tokens * heads * value.size(3), delta) if query.element_size() == 4 else ()
+    block = _efficient_block(query.element_size() == 2, max(size, value.size(3)), float(args[9]) > 0, gpu)
+    workspace = _efficient_workspace(
+        batch * heads, tokens, key.size(1), (size, value.size(3)), block, query.element_size() == 2
+    )
+    return Inside(first=_copy_if_strided(gradient), then=(*product, delta, workspace))
 
 
-def _efficient_workspace(batch: int, heads: int, queries: int, keys: int, size: int, value_size: int) -> int:
-    """fp32 accumulators of the 16-bit kernel: dq always; dk and dv where registers cannot hold them.
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """The tile of a memory-efficient backward kernel, and the head size it is compiled for."""
 
-    Source: kernel_backward.h (workspace_size); a block of 64 queries and 128 (64 above head size 64) keys.
+    queries: int
+    keys: int
+    largest_head: int
+
+
+_SMALL_SHARED_MEMORY = ((7, 5), (8, 6), (8, 9), (12, 0), (12, 1))
+"""Capabilities whose shared memory does not hold the tiles of 128 queries."""
+
+
+def _efficient_block(is_half: bool, head_size: int, dropout: bool, gpu: Gpu) -> _Block:
+    """The first compiled kernel that takes this head size and fits into shared memory.
+
+    Source: mem_eff_attention/kernels/generate_kernels.py (BwdKernel.get_all, its sort order).
     """
-    elements = _round_up(queries, 64) * _round_up(size, 64)
-    if max(size, value_size) > 128:
-        elements += _round_up(keys, 64) * (_round_up(size, 64) + _round_up(value_size, 64))
-    return 4 * batch * heads * elements
+    largest = next(limit for limit in (32, 64, 128, 2**16) if head_size <= limit)
+    if is_half and not dropout and 64 < head_size <= 96 and gpu.capability in ((8, 6), (8, 9)):
+        return _Block(128, 64, 96)
+    wide = gpu.capability >= (8, 0) or (gpu.capability >= (7, 0) and is_half)
+    if not (wide and largest > 64 and is_half) or gpu.capability in _SMALL_SHARED_MEMORY:
+        return _Block(64, 64, largest)
+    in_registers = largest <= 128 and gpu.capability >= (8, 0)
+    return _Block(128, 128 if in_registers else 64, largest)
+
+
+def _efficient_workspace(
+    sequences: int, queries: int, keys: int, head_sizes: tuple[int, int], block: _Block, is_half: bool
+) -> int:
+    """bytes = 4·B·H·(dk, dv rows where they are not in registers + dq tiles with a 16-byte lock each).
+
+    Source: mem_eff_attention/kernel_backward.h (workspace_elements_gk, _gv, _gq, kNeedsAccumGradK).
+    """
+    size, value_size = head_sizes
+    rows = _round_up(keys, block.keys)
+    elements = 0
+    if is_half and block.largest_head > block.queries:
+        elements += rows * (_round_up(size, block.queries) + _round_up(value_size, block.queries))
+    tiles = -(-queries // block.queries) * -(-size // block.queries)
+    elements += tiles * (block.queries * block.queries + 4)
+    return 4 * sequences * _round_up(elements, 4)
 
 
 def embedding_backward(args: tuple[Any, ...], kwargs: dict[str, Any], gpu: Gpu) -> Inside:

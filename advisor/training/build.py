@@ -93,7 +93,8 @@ def build_model(plan: Plan, architecture: Mapping[str, Any], device: torch.devic
     _materialize(causal_lm, device)
     if plan.upcast_frozen:
         _upcast_frozen(causal_lm)
-    causal_lm.config.use_cache = False
+    # Trainer switches the key-value cache off; a hand-written loop has the model's default.
+    causal_lm.config.use_cache = plan.hold_outputs and not plan.gradient_checkpointing
     if plan.loss == "chunked":
         chunk_loss(causal_lm)
     model = causal_lm

@@ -30,7 +30,7 @@ class StepSettings:
     """What a step does beyond calling the model."""
 
     hold_outputs: bool
-    """Keep the model's outputs until the optimizer step is over."""
+    """Keep the model's outputs until the next ones replace them."""
 
     accumulation: int
     """What the loss of one micro-batch is divided by."""
@@ -81,36 +81,54 @@ def wrap_forward(model: Any, autocast: Callable[[], AbstractContextManager[Any]]
     model.forward = MethodType(convert_outputs_to_fp32(forward_under_autocast), model)
 
 
-def run_step(
-    model: Any,
-    optimizer: torch.optim.Optimizer,
-    micro_batches: Sequence[Callable[[], Batch]],
-    settings: StepSettings,
-    observe: Observer,
-) -> None:
-    """Forward and backward of every micro-batch, clip, step, zero_grad(set_to_none)."""
-    import torch
+class Step:
+    """Forward and backward of every micro-batch, clip, step, zero_grad(set_to_none).
 
-    held: Any = None
-    token_count = _count_tokens(micro_batches) if settings.counts_tokens else None
-    for make in micro_batches:
-        observe("forward")
+    Args:
+        model: as `wrap_forward` left it.
+        optimizer: over the model's trainable parameters.
+        settings: of the plan.
+        observe: called at each of the step's turns.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        optimizer: torch.optim.Optimizer,
+        settings: StepSettings,
+        observe: Observer = lambda moment: None,
+    ) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._settings = settings
+        self._observe = observe
+        self._held: Any = None
+
+    def run(self, micro_batches: Sequence[Callable[[], Batch]]) -> None:
+        """One optimizer step."""
+        import torch
+
+        token_count = _count_tokens(micro_batches) if self._settings.counts_tokens else None
+        for make in micro_batches:
+            self._micro_step(make, token_count)
+        self._observe("optimizer step")
+        parameters = [p for p in self._model.parameters() if p.grad is not None]
+        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _micro_step(self, make: Callable[[], Batch], token_count: torch.Tensor | None) -> None:
+        self._observe("forward")
         batch = make()
-        loss, outputs = compute_loss(model, batch, token_count)
-        if settings.hold_outputs:
-            held = outputs
+        loss, outputs = compute_loss(self._model, batch, token_count)
+        if self._settings.hold_outputs:
+            # `outputs = model(...)` in a loop: the last ones live until these take their name.
+            self._held = outputs
         del outputs, batch
-        if token_count is None and settings.accumulation > 1:
-            loss = loss / settings.accumulation
-        observe("backward")
+        if token_count is None and self._settings.accumulation > 1:
+            loss = loss / self._settings.accumulation
+        self._observe("backward")
         loss.backward()
-        del loss
-    observe("optimizer step")
-    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    del held
 
 
 def _count_tokens(micro_batches: Sequence[Callable[[], Batch]]) -> torch.Tensor:

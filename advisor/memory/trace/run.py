@@ -14,7 +14,7 @@ from advisor.memory.trace.device import DeviceSemantics
 from advisor.memory.trace.tracker import Allocation, Event, Tracker, adopt_model
 from advisor.plan import Plan
 from advisor.training.build import BuiltModel, build_model, build_optimizer
-from advisor.training.step import make_batch, run_step, settings_of, wrap_forward
+from advisor.training.step import Step, make_batch, settings_of, wrap_forward
 
 
 ALLOCATION_UNIT_BYTES = 512
@@ -89,8 +89,9 @@ def record(plan: Plan, architecture: Mapping[str, Any], hardware: Hardware, step
     batches = [lambda: make_batch(plan, vocabulary, "meta")] * micro_steps
     with semantics, tracker, tracker.following_modules(built.model, built.decoder):
         optimizer = build_optimizer(plan, built.model)
+        step = Step(built.model, optimizer, settings, tracker.enter)
         for _ in range(steps):
-            run_step(built.model, optimizer, batches, settings, tracker.enter)
+            step.run(batches)
             _label_states(tracker, optimizer)
     return tracker.events, built
 
