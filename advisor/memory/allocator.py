@@ -34,6 +34,9 @@ _FAR_APART = 2**44
 Request = tuple[int, int, bool]
 """A key, a size in bytes, and whether it is freed."""
 
+EMPTY_CACHE: Request = (0, 0, True)
+"""torch.cuda.empty_cache()."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
@@ -280,7 +283,11 @@ def replay(requests: Iterable[Request], *, total_bytes: int | None = None, expan
     allocator = CachingAllocator(total_bytes=total_bytes, expandable=expandable)
     blocks: dict[int, Block] = {}
     failed = None
-    for key, size, freed in requests:
+    for request in requests:
+        key, size, freed = request
+        if request is EMPTY_CACHE:
+            allocator.release_cached()
+            continue
         if freed:
             allocator.free(blocks.pop(key))
             continue

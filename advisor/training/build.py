@@ -83,14 +83,20 @@ def build_model(plan: Plan, architecture: Mapping[str, Any], device: torch.devic
     Raises:
         InputError: the architecture or the adapter's target modules cannot be used.
     """
+    return fill_model(build_skeleton(plan, architecture), plan, device)
+
+
+def fill_model(causal_lm: Any, plan: Plan, device: torch.device | str) -> BuiltModel:
+    """Give the skeleton of a model its weights on `device`, its adapters and its checkpointing.
+
+    Raises:
+        InputError: the adapter's target modules or the chunked loss do not suit this model.
+    """
     import torch
 
     device = torch.device(device)
-    causal_lm = _build_causal_lm(plan, architecture, device)
     total = sum(parameter.numel() for parameter in causal_lm.parameters())
-    if plan.quantization is not None:
-        quantize_linears(causal_lm, plan.quantization, _dtype(plan), device)
-    _materialize(causal_lm, device)
+    _fill(causal_lm, plan, device)
     if plan.upcast_frozen:
         _upcast_frozen(causal_lm)
     # Trainer switches the key-value cache off; a hand-written loop has the model's default.
@@ -123,9 +129,8 @@ def _dtype(plan: Plan) -> torch.dtype:
     return dtype
 
 
-def _build_causal_lm(plan: Plan, architecture: Mapping[str, Any], device: torch.device) -> Any:
-    """The causal LM with its parameters on meta and its buffers where they will be used."""
-    import torch
+def build_skeleton(plan: Plan, architecture: Mapping[str, Any]) -> Any:
+    """The causal LM with its parameters on meta; its buffers are computed, and so are on the CPU."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
@@ -133,43 +138,72 @@ def _build_causal_lm(plan: Plan, architecture: Mapping[str, Any], device: torch.
     # flash_attention_2 needs its package only to run; the name is set once the model exists.
     built_with = "sdpa" if plan.attention == "flash_attention_2" else plan.attention
     try:
-        with init_empty_weights(include_buffers=device.type == "meta"):
+        with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(
                 config, dtype=_dtype(plan), attn_implementation=built_with
             )
     except (ValueError, ImportError) as error:
-        raise PlanError("attention", f"{config.model_type} cannot use {plan.attention}", why=str(error)[:300]) from error
+        raise PlanError(
+            "attention", f"{config.model_type} cannot use {plan.attention}", why=str(error)[:300]
+        ) from error
     if plan.attention != built_with:
         model.config._attn_implementation = plan.attention
-    if device.type == "meta":
-        for module in model.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                if not isinstance(buffer, torch.nn.Parameter) and buffer.device.type != "meta":
-                    module._buffers[name] = buffer.to("meta")
+    model.tie_weights()
     return model
 
 
-def quantize_linears(model: Any, quantization: Quantization, dtype: torch.dtype, device: torch.device) -> None:
-    """Replace every Linear but the output head by bitsandbytes' Linear4bit, as transformers does.
+def _fill(model: Any, plan: Plan, device: torch.device) -> None:
+    """Give parameters storage on `device` in the order in which transformers loads a checkpoint.
 
-    Without storage the weights and statistics come from bitsandbytes' own shape functions.
+    4-bit weights arrive in 16 bits and are quantised one at a time, as transformers does it; every
+    Linear but the output head is. Shared parameters stay shared.
+    Source: transformers core_model_loading.py (convert_and_load_state_dict_in_model, dot_natural_key).
     """
+    import torch
     from torch import nn
 
     head = model.get_output_embeddings()
-    linears = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
-    for name, linear in linears:
-        if linear is head:
+    made: dict[int, nn.Parameter] = {}
+    for name, parameter in sorted(
+        model.named_parameters(remove_duplicate=False), key=lambda item: _natural_order(item[0])
+    ):
+        path, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(path)
+        if plan.quantization is not None and leaf == "weight" and type(owner) is nn.Linear and owner is not head:
+            _replace(model, path, _linear_4bit(owner, plan.quantization, _dtype(plan), device))
             continue
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, _linear_4bit(linear, quantization, dtype, device))
-    model.is_loaded_in_4bit = True
-    model.is_quantized = True
-    model.config._is_quantized = True
+        if id(parameter) not in made:
+            values = _random(parameter, device)
+            if device.type != "meta" and parameter.dim() < 2:
+                values.fill_(0.0 if leaf == "bias" else 1.0)
+            made[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
+        setattr(model.get_submodule(path), leaf, made[id(parameter)])
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            module._buffers[name] = buffer.to(device)
+    if plan.quantization is not None:
+        model.is_loaded_in_4bit = True
+        model.is_quantized = True
+        model.config._is_quantized = True
 
 
-def _linear_4bit(linear: nn.Linear, quantization: Quantization, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """One Linear on meta → its quantised form on `device`."""
+def _natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Numbers before words, numbers by value."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split("."))
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _linear_4bit(
+    linear: nn.Linear, quantization: Quantization, dtype: torch.dtype, device: torch.device
+) -> nn.Module:
+    """One Linear on meta → its quantised form on `device`.
+
+    Without storage the weights and statistics come from bitsandbytes' own shape functions.
+    """
     import bitsandbytes as bnb
     import torch
     from bitsandbytes import functional
@@ -178,18 +212,19 @@ def _linear_4bit(linear: nn.Linear, quantization: Quantization, dtype: torch.dty
     functional.name2qmap.setdefault("dynamic", functional.create_dynamic_map())
     with torch.device("meta"):
         quantized = bnb.nn.Linear4bit(
-            linear.in_features,
-            linear.out_features,
+            1,
+            1,
             bias=False,
             compute_dtype=dtype,
             compress_statistics=quantization.double,
             quant_type=quantization.type,
         )
-    weight = _random(linear.weight, device)
+    quantized.in_features, quantized.out_features = linear.in_features, linear.out_features
     data, state = functional.quantize_4bit(
-        weight, compress_statistics=quantization.double, quant_type=quantization.type
+        _random(linear.weight, device),
+        compress_statistics=quantization.double,
+        quant_type=quantization.type,
     )
-    del weight
     quantized.weight = bnb.nn.Params4bit(
         data,
         requires_grad=False,
@@ -209,28 +244,8 @@ def _random(like: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A random tensor of this shape and dtype; without values on meta."""
     import torch
 
-    tensor = torch.empty_like(like, device=device, requires_grad=False)
+    tensor = torch.empty(like.shape, dtype=like.dtype, device=device)
     return tensor if device.type == "meta" else tensor.normal_(std=_INITIAL_STD)
-
-
-def _materialize(model: nn.Module, device: torch.device) -> None:
-    """Give every parameter still on meta random storage on `device`; shared ones stay shared."""
-    import torch
-
-    if device.type == "meta":
-        return
-    made: dict[int, torch.nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.device.type == "meta":
-                if id(parameter) not in made:
-                    values = _random(parameter.detach(), device)
-                    if parameter.dim() < 2:
-                        values.fill_(0.0 if "bias" in name else 1.0)
-                    made[id(parameter)] = torch.nn.Parameter(values, requires_grad=parameter.requires_grad)
-                setattr(module, name, made[id(parameter)])
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            module._buffers[name] = buffer.to(device)
 
 
 def _upcast_frozen(model: Any) -> None:

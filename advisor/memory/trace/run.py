@@ -1,24 +1,20 @@
-"""`trace`: a plan and an architecture → what a training step allocates, and when."""
+"""`trace`: a plan and an architecture → what a training run allocates, and when."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from advisor.memory.allocator import Replay, replay
+from advisor.memory.allocator import EMPTY_CACHE, Replay, Request, replay, rounded
 from advisor.memory.kernels import Gpu, Hardware
 from advisor.memory.trace.device import DeviceSemantics
 from advisor.memory.trace.tracker import Allocation, Event, Tracker, adopt_model
 from advisor.plan import Plan
-from advisor.training.build import BuiltModel, build_model, build_optimizer
+from advisor.training.build import BuiltModel, build_optimizer, build_skeleton, fill_model
 from advisor.training.step import Step, make_batch, settings_of, wrap_forward
-
-
-ALLOCATION_UNIT_BYTES = 512
-"""What the caching allocator rounds every request to. Source: c10 CUDACachingAllocator, kMinBlockSize."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,16 +22,23 @@ class Trace:
     """What one training run allocates."""
 
     allocated_bytes: int
-    """torch.cuda.max_memory_allocated over the steps."""
+    """Peak of the steps: the sum of what is alive, each rounded up to 512 bytes.
 
-    reserved_bytes: int
-    """torch.cuda.max_memory_reserved with the default allocator."""
-
-    reserved_expandable_bytes: int
-    """The same with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True."""
+    torch.cuda.max_memory_allocated says this with expandable_segments; the default allocator hands out
+    blocks up to 1 MiB larger than asked and counts them whole: `default.allocated_bytes`.
+    """
 
     at: str
-    """The moment of the peak."""
+    """The moment of that peak."""
+
+    loading_bytes: int
+    """Peak while the model is made, weights arriving in the checkpoint's order."""
+
+    default: Replay
+    """The default allocator."""
+
+    expandable: Replay
+    """The same with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True."""
 
     components: Mapping[str, int]
     """Bytes alive at the peak, by what they are for."""
@@ -55,6 +58,16 @@ class Trace:
     events: tuple[Event, ...]
     """Everything that happened, in order."""
 
+    @property
+    def reserved_bytes(self) -> int:
+        """torch.cuda.max_memory_reserved with the default allocator."""
+        return self.default.reserved_bytes
+
+    @property
+    def reserved_expandable_bytes(self) -> int:
+        """torch.cuda.max_memory_reserved with expandable_segments."""
+        return self.expandable.reserved_bytes
+
 
 def trace(
     plan: Plan,
@@ -63,33 +76,47 @@ def trace(
     gpu: Gpu | None = None,
     capability: tuple[int, int] | None = None,
     steps: int = 2,
+    empties_cache: bool = True,
 ) -> Trace:
-    """Trace `steps` optimizer steps of a plan.
+    """Trace the making of a model and `steps` optimizer steps.
+
+    Args:
+        plan: what is trained, and how.
+        architecture: the keys of a config.json.
+        gpu: whose kernels run; by default one of `capability`, by default (8, 0).
+        capability: short for a Gpu of that compute capability.
+        steps: optimizer steps; the second has the optimizer's states.
+        empties_cache: whether torch.cuda.empty_cache() is called between loading and training, as
+            this project's trainer does.
 
     Raises:
         AdvisorError: the plan, the architecture or an operation cannot be traced.
     """
     gpu = gpu or Gpu(capability=capability or (8, 0))
     events, built = record(plan, architecture, gpu, steps)
-    return summarize(events, built, gpu)
+    return summarize(events, built, gpu, empties_cache=empties_cache)
 
 
-def record(plan: Plan, architecture: Mapping[str, Any], hardware: Hardware, steps: int) -> tuple[list[Event], BuiltModel]:
-    """The allocations of `steps` optimizer steps, in order, and the model that made them."""
-    built = build_model(plan, architecture, "meta")
-    vocabulary = built.causal_lm.config.vocab_size
-    tracker = Tracker("meta", hardware, padded=plan.padding == "longest", vocabulary=vocabulary, tokens=plan.seq_len)
+def record(
+    plan: Plan, architecture: Mapping[str, Any], hardware: Hardware, steps: int
+) -> tuple[list[Event], BuiltModel]:
+    """The allocations of loading and `steps` optimizer steps, in order, and the model that made them."""
+    tracker = Tracker("meta", hardware, padded=plan.padding == "longest", tokens=plan.seq_len)
+    skeleton = build_skeleton(plan, architecture)
+    with tracker:
+        built = fill_model(skeleton, plan, "meta")
+    vocabulary = built.causal_lm.config.get_text_config().vocab_size
+    tracker.vocabulary = vocabulary
     adopt_model(tracker, built.model)
     semantics = DeviceSemantics(hardware)
     autocast = None if plan.autocast == "none" else lambda: semantics.autocast(getattr(torch, plan.autocast))
     wrap_forward(built.model, autocast)
     _label_gradients(tracker, built.model)
-    settings = settings_of(plan)
     micro_steps = min(plan.gradient_accumulation, 2)
     batches = [lambda: make_batch(plan, vocabulary, "meta")] * micro_steps
     with semantics, tracker, tracker.following_modules(built.model, built.decoder):
         optimizer = build_optimizer(plan, built.model)
-        step = Step(built.model, optimizer, settings, tracker.enter)
+        step = Step(built.model, optimizer, settings_of(plan), tracker.enter)
         for _ in range(steps):
             step.run(batches)
             _label_states(tracker, optimizer)
@@ -116,31 +143,28 @@ def _label_states(tracker: Tracker, optimizer: torch.optim.Optimizer) -> None:
 
 
 def moment_class(moment: str) -> str:
-    """"backward of layer 7" → "layer backward"; the others are their own class."""
+    """ "backward of layer 7" → "layer backward"; the others are their own class."""
     return "layer backward" if moment.startswith("backward of layer") else moment
 
 
-def summarize(events: list[Event], built: BuiltModel, gpu: Gpu) -> Trace:
+def summarize(events: Sequence[Event], built: BuiltModel, gpu: Gpu, *, empties_cache: bool) -> Trace:
     """Add the events up."""
-    alive = 0
-    peak, peak_at = 0, -1
     moments: dict[str, int] = {}
-    for index, event in enumerate(events):
-        size = rounded(event.allocation.nbytes)
-        alive += -size if event.freed else size
-        if alive > peak:
-            peak, peak_at = alive, index
+    peak, peak_at = 0, 0
+    for index, (event, alive) in enumerate(zip(events, _running_totals(events), strict=True)):
         moments[event.moment] = max(moments.get(event.moment, 0), alive)
+        if alive > peak and event.moment != "load":
+            peak, peak_at = alive, index
     living = _alive_after(events, peak_at)
     components: dict[str, int] = {}
     for allocation in living:
         components[allocation.component] = components.get(allocation.component, 0) + rounded(allocation.nbytes)
-    default = _replayed(events, gpu, expandable=False)
     return Trace(
         allocated_bytes=peak,
-        reserved_bytes=default.reserved_bytes,
-        reserved_expandable_bytes=_replayed(events, gpu, expandable=True).reserved_bytes,
         at=events[peak_at].moment,
+        loading_bytes=moments["load"],
+        default=_replayed(events, gpu, expandable=False, empties_cache=empties_cache),
+        expandable=_replayed(events, gpu, expandable=True, empties_cache=empties_cache),
         components=components,
         largest=tuple(sorted(living, key=lambda allocation: -allocation.nbytes)),
         peaks=_class_peaks(moments),
@@ -149,6 +173,14 @@ def summarize(events: list[Event], built: BuiltModel, gpu: Gpu) -> Trace:
         trainable_parameters=built.trainable_parameters,
         events=tuple(events),
     )
+
+
+def _running_totals(events: Sequence[Event]) -> Iterator[int]:
+    alive = 0
+    for event in events:
+        size = rounded(event.allocation.nbytes)
+        alive += -size if event.freed else size
+        yield alive
 
 
 def _class_peaks(moments: Mapping[str, int]) -> dict[str, int]:
@@ -164,7 +196,7 @@ def _class_peaks(moments: Mapping[str, int]) -> dict[str, int]:
     return peaks
 
 
-def _alive_after(events: list[Event], index: int) -> list[Allocation]:
+def _alive_after(events: Sequence[Event], index: int) -> list[Allocation]:
     living: dict[int, Allocation] = {}
     for event in events[: index + 1]:
         if event.freed:
@@ -174,15 +206,19 @@ def _alive_after(events: list[Event], index: int) -> list[Allocation]:
     return list(living.values())
 
 
-def _replayed(events: list[Event], gpu: Gpu, *, expandable: bool) -> Replay:
-    requests = ((id(event.allocation), event.allocation.nbytes, event.freed) for event in events)
+def _replayed(events: Sequence[Event], gpu: Gpu, *, expandable: bool, empties_cache: bool) -> Replay:
+    requests = _requests(events, empties_cache=empties_cache)
     return replay(requests, total_bytes=gpu.total_bytes, expandable=expandable)
 
 
-def rounded(size_bytes: int) -> int:
-    """Bytes as the allocator counts them."""
-    unit = ALLOCATION_UNIT_BYTES
-    return -(-size_bytes // unit) * unit
+def _requests(events: Sequence[Event], *, empties_cache: bool) -> Iterator[Request]:
+    loading = True
+    for event in events:
+        if loading and event.moment != "load":
+            loading = False
+            if empties_cache:
+                yield EMPTY_CACHE
+        yield id(event.allocation), event.allocation.nbytes, event.freed
 
 
-__all__ = ["Trace", "moment_class", "record", "rounded", "summarize", "trace"]
+__all__ = ["Trace", "moment_class", "record", "summarize", "trace"]

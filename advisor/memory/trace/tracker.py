@@ -67,20 +67,20 @@ class Tracker(TorchDispatchMode):
         device: the device type whose storages count.
         hardware: whose kernels' inner allocations are added.
         padded: what the question "are all of these tokens real?" is answered with, negated.
-        vocabulary: the size by which logits are recognised.
         tokens: the longest sequence, which is what code asks for when it reads an integer back.
     """
 
     def __init__(
-        self, device: str, hardware: Hardware, *, padded: bool = False, vocabulary: int = 0, tokens: int = 1
+        self, device: str, hardware: Hardware, *, padded: bool = False, tokens: int = 1
     ) -> None:
         super().__init__()
         self.events: list[Event] = []
         self.places = Places()
+        self.vocabulary = 0
+        """The size by which logits are recognised."""
         self._device = device
         self._hardware = hardware
         self._padded = padded
-        self._vocabulary = vocabulary
         self._tokens = tokens
         self._live: dict[int, tuple[weakref.ref[Any], Allocation]] = {}
         self._rules = kernels.rules(hardware)
@@ -157,9 +157,11 @@ class Tracker(TorchDispatchMode):
         self.adopt(tensor, self._component(tensor), str(func), module)
 
     def _component(self, tensor: torch.Tensor) -> Component:
+        if self.places.phase == "load":
+            return "weights"
         if self.places.phase == "optimizer step":
             return "optimizer"
-        is_logits = tensor.dim() >= 2 and tensor.size(-1) == self._vocabulary and tensor.is_floating_point()
+        is_logits = tensor.dim() >= 2 and tensor.size(-1) == self.vocabulary and tensor.is_floating_point()
         return "logits" if is_logits else "activations"
 
     def adopt(self, tensor: torch.Tensor, component: Component, operation: str, module: str) -> None:
