@@ -49,12 +49,15 @@ class PlanError(InputError):
 class UnknownNameError(InputError):
     """No profile of that name."""
 
-    def __init__(self, kind: str, name: str, known: tuple[str, ...], *, hint: str = "") -> None:
+    def __init__(
+        self, kind: str, name: str, known: tuple[str, ...], *, aliases: tuple[str, ...] = (), hint: str = ""
+    ) -> None:
         from difflib import get_close_matches
 
         shown = name if len(name) <= 60 else name[:57] + "..."
-        near = get_close_matches(name[:60].lower(), known, n=3, cutoff=0.5)
-        why = f"The nearest names are {', '.join(near)}." if near else f"Known: {', '.join(known)}."
+        near = get_close_matches(name[:60].lower(), (*known, *aliases), n=3, cutoff=0.5)
+        plural = "names are" if len(near) > 1 else "name is"
+        why = f"The nearest {plural} {', '.join(near)}." if near else f"Known: {', '.join(known)}."
         super().__init__(f"There is no {kind} called {shown!r}.", why=why, hint=hint)
         self.nearest = tuple(near)
 

@@ -60,7 +60,7 @@ class Quantization:
                 "quantization.bits",
                 f"{self.bits!r} bits are not supported",
                 why="QLoRA is defined on 4-bit weights, and that is what the trainer builds.",
-                hint="Write bits = 4, or method = \"lora\" for unquantised weights.",
+                hint='Write bits = 4, or method = "lora" for unquantised weights.',
             )
         _check_choice("quantization.type", self.type, get_args(QuantizationType))
         _check_bool("quantization.double", self.double)
@@ -87,7 +87,9 @@ class LoraSettings:
         _check_int("lora.alpha", self.alpha)
         dropout = self.dropout
         if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-            raise PlanError("lora.dropout", f"{dropout!r} is not a probability from 0 up to 1")
+            raise PlanError(
+                "lora.dropout", f"{_shown(dropout)} is not a probability from 0 up to 1", hint="Write 0.05, say."
+            )
         targets = (self.target_modules,) if isinstance(self.target_modules, str) else self.target_modules
         for target in targets:
             _check_text("lora.target_modules", target)
@@ -191,23 +193,25 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 def _check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in choices:
-        raise PlanError(field, f"{_shown(value)} is not one of {', '.join(choices)}")
+        raise PlanError(field, f"{_shown(value)} is not one of {', '.join(choices)}", hint=f"Write {choices[0]}, say.")
 
 
 def _check_int(field: str, value: object) -> None:
     largest = _LARGEST[field.rpartition(".")[2]]
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-        raise PlanError(field, f"{_shown(value)} is not a whole number from 1 to {largest:,}")
+        raise PlanError(
+            field, f"{_shown(value)} is not a whole number from 1 to {largest:,}", hint="Write a number in that range."
+        )
 
 
 def _check_bool(field: str, value: object) -> None:
     if not isinstance(value, bool):
-        raise PlanError(field, f"{_shown(value)} is neither true nor false")
+        raise PlanError(field, f"{_shown(value)} is neither true nor false", hint="Write true or false, without quotes.")
 
 
 def _check_text(field: str, value: object) -> None:
     if not isinstance(value, str) or not value.strip() or len(value) > _LONGEST_NAME or "\0" in value:
-        raise PlanError(field, f"{_shown(value)} is not a name")
+        raise PlanError(field, f"{_shown(value)} is not a name", hint="Write a short text in quotes.")
 
 
 def _shown(value: object) -> str:
@@ -221,7 +225,7 @@ def _check_method(plan: Plan) -> None:
         raise PlanError(
             "lora",
             "full fine-tuning has no adapters" if plan.lora else f"{plan.method} needs adapter settings",
-            hint="Leave the lora table out, or choose method = \"lora\" or \"qlora\"."
+            hint='Leave the lora table out, or choose method = "lora" or "qlora".'
             if plan.lora
             else "Add lora = { rank = 16 }.",
         )
@@ -229,7 +233,7 @@ def _check_method(plan: Plan) -> None:
         raise PlanError(
             "quantization",
             "only qlora quantises its weights" if plan.quantization else "qlora needs it",
-            hint="Choose method = \"qlora\", or leave the quantization table out."
+            hint='Choose method = "qlora", or leave the quantization table out.'
             if plan.quantization
             else "Add quantization = { bits = 4 }.",
         )
@@ -282,7 +286,7 @@ def plan_from_fields(values: Mapping[str, Any], base: Plan | None = None) -> Pla
         return replace(base, **values)
     for name in ("model", "method"):
         if name not in values:
-            raise PlanError(name, "is missing", hint=f'Add a line such as {_EXAMPLE[name]}.')
+            raise PlanError(name, "is missing", hint=f"Add a line such as {_EXAMPLE[name]}.")
     return Plan(**values)
 
 

@@ -65,6 +65,24 @@ def parse_size(text: str) -> int:
     return int(value)
 
 
+def parse_count(text: str) -> int:
+    """`"12M"`, `"1.5B"`, `"120k"` or `"250000"` → a number.
+
+    Raises:
+        InputError: not a number from 1 to 10¹⁵.
+    """
+    match = _SIZE.fullmatch(text.replace("_", "").replace(",", "")) if len(text) <= 40 else None
+    scale = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}.get(match[2].lower()) if match else None
+    value = float(match[1]) * scale if match and scale else math.nan
+    if not 1 <= value <= 10**15:
+        raise InputError(
+            f"{text[:40]!r} is not a number of tokens.",
+            why="It takes a number above zero, with k, M or B behind it if you like.",
+            hint="Write it like 12M.",
+        )
+    return int(value)
+
+
 def count(number: int) -> str:
     """`3821079552` → `"3,821,079,552"`."""
     return f"{number:,}"

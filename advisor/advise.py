@@ -1,0 +1,331 @@
+"""The advice: each method's best plan on a GPU, one of them recommended, with reasons and the next command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from advisor.errors import InputError
+from advisor.fit import Fit, explain_fit
+from advisor.hardware import Gpu, Host, what_if
+from advisor.memory.estimate import Memory, summarise
+from advisor.memory.lora import match_targets
+from advisor.plan import ITEMSIZE, METHODS, Attention, Method, Plan
+from advisor.profiles import ModelProfile, default_plan, gpu_ladder
+from advisor.search import Candidate, any_fits, search, smallest_plan
+from advisor.speed import Speed, estimate_speed
+from advisor.units import gib, short_count
+
+Prefer = Literal["quality", "balanced", "speed", "memory"]
+
+METHOD_LABELS: dict[Method, str] = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
+
+SHORTEST_SEQ_LEN = 256
+"""No sequence shorter than this is offered as a way out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a person asks for, beside the model and the GPU."""
+
+    seq_len: int = 2048
+    effective_batch: int = 16
+    lora_rank: int = 16
+    target_modules: str | tuple[str, ...] = "all-linear"
+    prefer: Prefer = "balanced"
+    tokens: int | None = None
+    """Tokens that the run trains on, for its duration."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodAdvice:
+    """One method's best plan on a GPU, or its smallest where none fits."""
+
+    method: Method
+    plan: Plan
+    memory: Memory
+    fit: Fit
+    reason: str
+    speed: Speed | None
+    spilled_bytes: int
+    saved_bytes: int
+    """Size of what training leaves: the model, or the adapter."""
+
+    run_seconds: float | None
+    """Time for the tokens that were asked about."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits."""
+        return self.fit.fits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """The answer: three methods compared, one recommended."""
+
+    model: ModelProfile
+    gpu: Gpu
+    request: Request
+    methods: tuple[MethodAdvice, ...]
+    recommended: Method | None
+    reason: str
+    unlock: str
+    """What would make the next better method possible; empty where there is none."""
+
+    next_command: str
+    warnings: tuple[str, ...]
+
+    def of(self, method: Method) -> MethodAdvice:
+        """One method's part."""
+        return next(part for part in self.methods if part.method == method)
+
+    @property
+    def choice(self) -> MethodAdvice:
+        """The recommended method's part; the one that misses least where none fits."""
+        if self.recommended is not None:
+            return self.of(self.recommended)
+        return min(self.methods, key=lambda part: part.fit.missing_bytes)
+
+
+def advise(model: ModelProfile, gpu: Gpu, request: Request | None = None, *, host: Host | None = None) -> Advice:
+    """Which of full fine-tuning, LoRA and QLoRA fits a GPU, at what settings, and which to take.
+
+    Args:
+        model: what is fine-tuned.
+        gpu: where.
+        request: sequence length, effective batch, adapters, preference.
+        host: this machine's RAM, for paged optimizer states; None for a GPU that is elsewhere.
+
+    Raises:
+        PlanError: a setting that no plan can have; it names the field.
+    """
+    request = request or Request()
+    parts = tuple(_advise_method(method, model, gpu, request) for method in METHODS)
+    recommended, reason = recommend(parts, request.prefer)
+    advice = Advice(
+        model=model,
+        gpu=gpu,
+        request=request,
+        methods=parts,
+        recommended=recommended,
+        reason=reason,
+        unlock="",
+        next_command="",
+        warnings=collect_warnings(model, gpu, parts, request, host),
+    )
+    return replace(advice, unlock=describe_unlock(advice), next_command=next_command(advice))
+
+
+def base_plan(method: Method, model: ModelProfile, gpu: Gpu, request: Request) -> Plan:
+    """What all of a method's candidates have in common: the worst batch that the request can meet."""
+    plan = default_plan(method, model=model.name, bfloat16=gpu.bfloat16 is not False)
+    lora = plan.lora and replace(plan.lora, rank=request.lora_rank, target_modules=request.target_modules)
+    return replace(
+        plan,
+        lora=lora,
+        micro_batch=1,
+        gradient_accumulation=request.effective_batch,
+        seq_len=request.seq_len,
+        padding="longest",
+        gpu=gpu.profile.name if gpu.profile else None,
+    )
+
+
+def usable_attentions(gpu: Gpu) -> tuple[Attention, ...]:
+    """Attention implementations that can run: flash-attn 2 only where it is installed and the GPU is here."""
+    if gpu.detected and gpu.backend == "cuda" and gpu.capability is not None and gpu.capability >= (8, 0):
+        from importlib.util import find_spec
+
+        if find_spec("flash_attn") is not None:
+            return ("sdpa", "flash_attention_2")
+    return ("sdpa",)
+
+
+def _advise_method(method: Method, model: ModelProfile, gpu: Gpu, request: Request) -> MethodAdvice:
+    base = base_plan(method, model, gpu, request)
+    arch, attentions = model.architecture, usable_attentions(gpu)
+    if request.prefer == "memory":
+        found = smallest_plan(base, arch, gpu, attentions=attentions)
+    else:
+        found = search(base, arch, gpu, attentions=attentions)
+    speed = estimate_speed(found.plan, arch, gpu, spilled_bytes=found.spilled_bytes)
+    memory = summarise(found.ledger, found.plan, arch, gpu)
+    trained = memory.parameters.trainable
+    return MethodAdvice(
+        method=method,
+        plan=found.plan,
+        memory=memory,
+        fit=found.fit,
+        reason=_method_reason(found),
+        speed=speed,
+        spilled_bytes=found.spilled_bytes,
+        saved_bytes=trained * (ITEMSIZE[found.plan.dtype] if method == "full" else 4),
+        run_seconds=request.tokens / speed.tokens_per_second if request.tokens and speed else None,
+    )
+
+
+def _method_reason(found: Candidate) -> str:
+    reason = explain_fit(found.fit, found.ledger.peak_moment)
+    if found.fit.fits and found.spilled_bytes:
+        reason += f"; {gib(found.spilled_bytes)} of paged optimizer states live in host RAM"
+    return reason
+
+
+def recommend(parts: tuple[MethodAdvice, ...], prefer: Prefer) -> tuple[Method | None, str]:
+    """The method to take, and why in one sentence.
+
+    Memory to spare: full fine-tuning. Limited memory: LoRA. Very limited: QLoRA.
+    """
+    fitting = {part.method: part for part in parts if part.fits}
+    if not fitting:
+        least = min(parts, key=lambda part: part.fit.missing_bytes)
+        return None, f"nothing fits: even {METHOD_LABELS[least.method]} is {gib(least.fit.missing_bytes)} short"
+    if prefer == "memory":
+        method = min(fitting, key=lambda name: fitting[name].fit.needed_bytes)
+        return method, f"{METHOD_LABELS[method]} needs the least memory of what fits"
+    if prefer == "speed" and all(part.speed for part in fitting.values()):
+        method = max(fitting, key=lambda name: _tokens_per_second(fitting[name]))
+        return method, f"{METHOD_LABELS[method]} is the fastest of what fits"
+    full = fitting.get("full")
+    if full and (prefer == "quality" or to_spare(full)):
+        why = "there is memory to spare" if to_spare(full) else "quality comes first and it fits"
+        return "full", f"{why}, and training every weight gives the best quality"
+    if "lora" in fitting:
+        short = "does not fit" if full is None else "fits but leaves no memory to spare"
+        return "lora", f"full fine-tuning {short}; LoRA fits, and keeps nearly its quality"
+    if "qlora" in fitting:
+        return "qlora", "memory is very limited: only 4-bit weights leave room for training"
+    return "full", "it is the only method that fits"
+
+
+def to_spare(part: MethodAdvice) -> bool:
+    """Whether a full fine-tune fits with room left, without states in host RAM."""
+    return part.fits and not part.fit.near_edge and not part.plan.optimizer.startswith("paged")
+
+
+def _tokens_per_second(part: MethodAdvice) -> float:
+    return part.speed.tokens_per_second if part.speed else 0.0
+
+
+def describe_unlock(advice: Advice) -> str:
+    """What would unlock the next better method: a shorter sequence, or a larger GPU by name."""
+    order: tuple[Method, ...] = ("full", "lora", "qlora")
+    position = order.index(advice.recommended) if advice.recommended else len(order)
+    if position == 0:
+        return ""
+    part = advice.of(order[position - 1])
+    label = METHOD_LABELS[part.method]
+    if part.fits:
+        return f"{label} fits as well: --prefer quality takes it"
+    base = base_plan(part.method, advice.model, advice.gpu, advice.request)
+    shorter = longest_that_fits(base, advice.model, advice.gpu)
+    ways = [f"sequences of {shorter:,} tokens (--seq-len {shorter})"] if shorter else []
+    larger = smallest_gpu_for(part.method, advice)
+    if larger:
+        ways.append(f"a GPU like the {larger.name} ({gib(larger.total_bytes)})")
+    need = f"{label} is {gib(part.fit.missing_bytes)} short"
+    return f"{need}; {' or '.join(ways)} would do" if ways else f"{need}; no single GPU that is known here is enough"
+
+
+def longest_that_fits(base: Plan, model: ModelProfile, gpu: Gpu) -> int | None:
+    """The longest sequence, in steps of 256, at which a method's smallest plan fits; None below 256."""
+    low, high, found = 1, (base.seq_len - 1) // SHORTEST_SEQ_LEN, None
+    while low <= high:
+        middle = (low + high) // 2
+        if any_fits(replace(base, seq_len=middle * SHORTEST_SEQ_LEN), model.architecture, gpu):
+            found, low = middle * SHORTEST_SEQ_LEN, middle + 1
+        else:
+            high = middle - 1
+    return found
+
+
+def smallest_gpu_for(method: Method, advice: Advice) -> Gpu | None:
+    """The first GPU of the ladder that is larger and on which a method's smallest plan fits."""
+    for profile in gpu_ladder():
+        if profile.usable_bytes <= advice.gpu.total_bytes:
+            continue
+        gpu = what_if(profile)
+        base = base_plan(method, advice.model, gpu, advice.request)
+        if any_fits(base, advice.model.architecture, gpu):
+            return gpu
+    return None
+
+
+def next_command(advice: Advice) -> str:
+    """What to run next: write the recommended plan down, or ask again with what would fit."""
+    model = "" if advice.model.name == "phi-3-mini-4k" else f" --model {advice.model.name}"
+    if advice.recommended is None:
+        base = base_plan("qlora", advice.model, advice.gpu, advice.request)
+        shorter = longest_that_fits(base, advice.model, advice.gpu)
+        return f"phi3-advise{model} --seq-len {shorter}" if shorter else "phi3-advise gpus"
+    gpu = f" --gpu {advice.gpu.profile.name}" if advice.gpu.profile and not advice.gpu.detected else ""
+    return f"phi3-advise{model}{gpu} --save-plan plan.toml"
+
+
+def collect_warnings(
+    model: ModelProfile, gpu: Gpu, parts: tuple[MethodAdvice, ...], request: Request, host: Host | None
+) -> tuple[str, ...]:
+    """Everything about this answer that a person should hear."""
+    arch = model.architecture
+    said = list(gpu.notes)
+    if not model.launchable:
+        said.append(f"{model.label} cannot be launched from here: {model.launch_note}")
+    if request.seq_len > arch.max_positions:
+        said.append(f"{model.label} was made for {arch.max_positions:,} tokens; {request.seq_len:,} is beyond that.")
+    if arch.window is not None and request.seq_len >= arch.window:
+        said.append(
+            f"Sequences of {arch.window:,} tokens or more reach the sliding window, and flash attention is out."
+        )
+    if arch.vision_parameters:
+        said.append("Only text is counted: the image tower is held frozen, and images would need more.")
+    unmatched = match_targets(parts[1].plan, arch)[1]
+    if unmatched:
+        names = ", ".join(linear.name for linear in arch.linears)
+        trained = short_count(parts[1].memory.parameters.trainable)
+        said.append(f"{', '.join(unmatched)} match nothing in {arch.model_type} ({names}): {trained} are trained.")
+    if gpu.bfloat16 is False:
+        said.append(f"{gpu.name} has no bfloat16: fp16 with gradient scaling, and fp32 weights wherever they train.")
+    said += _host_warnings(parts, gpu, host)
+    if gpu.backend != "cuda":
+        said.append(f"Attention on {gpu.backend} is taken to need what it needs on CUDA; nobody checked that.")
+    if gpu.context_provenance == "assumed":
+        said.append(f"The context of {gib(gpu.context_bytes)} is assumed: nobody measured it on this GPU.")
+    if parts[0].speed is None:
+        said.append("The speed is unknown: no profile has this GPU's rates.")
+    return tuple(dict.fromkeys(said))
+
+
+def _host_warnings(parts: tuple[MethodAdvice, ...], gpu: Gpu, host: Host | None) -> list[str]:
+    spilled = max(part.spilled_bytes for part in parts if part.fits) if any(p.fits for p in parts) else 0
+    if not spilled:
+        return []
+    available = host.ram_available_bytes if host and gpu.detected else None
+    if available is None:
+        return [f"Paged states need {gib(spilled)} of host RAM; whether it is there is not known."]
+    if available < spilled:
+        return [f"Paged states need {gib(spilled)} of host RAM, and only {gib(available)} is free."]
+    return []
+
+
+def require_effective_batch(effective_batch: int) -> None:
+    """Refuses batches that would take no or forever many micro-steps.
+
+    Raises:
+        InputError: not from 1 to 65,536.
+    """
+    if not 1 <= effective_batch <= 2**16:
+        raise InputError(
+            f"An effective batch of {effective_batch:,} is not from 1 to 65,536.", hint="Most runs take 8 to 128."
+        )
+
+
+__all__ = [
+    "METHOD_LABELS",
+    "Advice",
+    "MethodAdvice",
+    "Prefer",
+    "Request",
+    "advise",
+    "base_plan",
+]

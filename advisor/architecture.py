@@ -1,0 +1,457 @@
+"""What memory depends on in a decoder-only model: its numbers and its linear modules.
+
+An `Architecture` is made from a config.json's own keys, whether they stand in a profile or in a file. A `Family` is
+how one transformers model class lays its layer out; `FAMILIES` is that knowledge as data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from advisor.errors import InputError, UnsupportedError
+
+Window = Literal["never", "always", "flag", "alternate"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """How one transformers model class builds a decoder layer.
+
+    Source of every entry: transformers 5.23, models/<model_type>/{configuration,modeling}_*.py; a test builds each
+    family and compares module by module, and compares `defaults` with the configuration class.
+    """
+
+    defaults: Mapping[str, Any]
+    """What the configuration class fills in for a key that config.json leaves out."""
+
+    fused: bool = False
+    """One `qkv_proj` and one `gate_up_proj` instead of five matrices."""
+
+    qkv_bias: bool | None = None
+    """Whether q, k and v have a bias; None: the config's `attention_bias`."""
+
+    output_bias: bool | None = None
+    """Whether `o_proj` has a bias; None: the config's `attention_bias`."""
+
+    qk_norm: bool = False
+    """Queries and keys pass an RMSNorm a head."""
+
+    layer_norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    """Norms of the hidden size in a layer, by name."""
+
+    norm_in_fp32: bool = False
+    """The norm multiplies by its weight in fp32 and converts last, as Gemma does."""
+
+    norm_bias: bool = False
+    """LayerNorm with a bias instead of RMSNorm."""
+
+    window: Window = "never"
+    """Which layers use `sliding_window`: none, all, those that `use_sliding_window` says, every nth."""
+
+    mlp: Literal["gated", "experts"] = "gated"
+
+    module_names: Mapping[str, str] = field(default_factory=dict)
+    """Module names that differ from Llama's."""
+
+    closed_form: bool = True
+    """The estimate knows what this family's layer keeps for backward."""
+
+
+_LLAMA = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+_QWEN = _LLAMA | {
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+_PHI3 = {
+    "vocab_size": 32064,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "resid_pdrop": 0.0,
+}
+_PHI3SMALL_NAMES = {
+    "qkv_proj": "query_key_value",
+    "o_proj": "dense",
+    "gate_up_proj": "up_proj",
+    "norm": "final_layernorm",
+}
+
+FAMILIES: Mapping[str, Family] = {
+    "phi3": Family(defaults=_PHI3, fused=True, qkv_bias=False, output_bias=False, window="always"),
+    "phi3_v": Family(defaults=_PHI3, fused=True, qkv_bias=False, output_bias=False, window="always"),
+    "phi3small": Family(
+        defaults={k: v for k, v in _PHI3.items() if k != "intermediate_size"} | {"hidden_act": "gegelu"},
+        fused=True,
+        qkv_bias=True,
+        output_bias=True,
+        norm_bias=True,
+        module_names=_PHI3SMALL_NAMES,
+    ),
+    "phimoe": Family(
+        defaults=_PHI3
+        | {
+            "hidden_size": 4096,
+            "intermediate_size": 6400,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 4096 * 32,
+            "attention_bias": False,
+            "lm_head_bias": False,
+            "num_local_experts": 16,
+            "num_experts_per_tok": 2,
+        },
+        norm_bias=True,
+        window="always",
+        mlp="experts",
+        closed_form=False,
+    ),
+    "llama": Family(defaults=_LLAMA),
+    "mistral": Family(
+        defaults=_LLAMA
+        | {
+            "intermediate_size": 14336,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131072,
+            "sliding_window": 4096,
+        },
+        qkv_bias=False,
+        output_bias=False,
+        window="always",
+    ),
+    "qwen2": Family(defaults=_QWEN, qkv_bias=True, output_bias=False, window="flag"),
+    "qwen3": Family(defaults=_QWEN | {"head_dim": 128}, qk_norm=True, window="flag"),
+    "gemma": Family(
+        defaults=_LLAMA
+        | {
+            "vocab_size": 256000,
+            "hidden_size": 3072,
+            "intermediate_size": 24576,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "head_dim": 256,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+            "hidden_act": "gelu_pytorch_tanh",
+        },
+        norm_in_fp32=True,
+    ),
+}
+"""model_type → family. What is not here can still be traced."""
+
+_LARGEST = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**18,
+    "intermediate_size": 2**21,
+    "num_hidden_layers": 2**12,
+    "num_attention_heads": 2**12,
+    "num_key_value_heads": 2**12,
+    "head_dim": 2**13,
+    "max_position_embeddings": 2**31,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear:
+    """One linear module of a decoder layer."""
+
+    name: str
+    """Its own name, as LoRA targets are spelled: "qkv_proj"."""
+
+    path: str
+    """Its path inside the layer: "self_attn.qkv_proj"."""
+
+    inputs: int
+    outputs: int
+    bias: bool = False
+
+    @property
+    def weights(self) -> int:
+        """Elements of the weight matrix."""
+        return self.inputs * self.outputs
+
+    @property
+    def parameters(self) -> int:
+        """Elements of weight and bias."""
+        return self.weights + (self.outputs if self.bias else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The numbers of a decoder-only model, checked, with the family's defaults filled in."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    max_positions: int
+    tied: bool
+    """Input and output embedding share one matrix."""
+
+    window: int | None
+    """Sliding-window length, where any layer uses one."""
+
+    window_layers: int
+    """How many layers use it."""
+
+    rotary_dim: int
+    attention_bias: bool
+    mlp_bias: bool
+    residual_dropout: float
+    attention_dropout: float
+    experts: int
+    """Experts a layer; 0 for a dense model."""
+
+    config: Mapping[str, Any]
+    """The keys that were given, for building the model."""
+
+    @property
+    def family(self) -> Family:
+        """How its layers are laid out."""
+        return FAMILIES[self.model_type]
+
+    @property
+    def query_size(self) -> int:
+        """Width of all query heads together."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Width of all key heads together (and of all value heads)."""
+        return self.kv_heads * self.head_dim
+
+    @cached_property
+    def linears(self) -> tuple[Linear, ...]:
+        """The linear modules of one layer, in the order of the forward pass."""
+        return _attention_linears(self) + _mlp_linears(self)
+
+    @cached_property
+    def layer_modules(self) -> Mapping[str, int]:
+        """Parameters of each module of one layer, by path."""
+        family, hidden = self.family, self.hidden_size
+        modules = {linear.path: linear.parameters for linear in self.linears}
+        if family.qk_norm:
+            modules |= {"self_attn.q_norm": self.head_dim, "self_attn.k_norm": self.head_dim}
+        modules |= {name: hidden * (2 if family.norm_bias else 1) for name in family.layer_norms}
+        if self.experts:
+            modules["mlp.router"] = self.experts * hidden
+            modules["mlp.experts"] = self.experts * 3 * hidden * self.intermediate_size
+        return modules
+
+    @cached_property
+    def outer_modules(self) -> Mapping[str, int]:
+        """Parameters of each module outside the layers; a tied head counts nothing."""
+        embedding = self.vocab_size * self.hidden_size
+        norm = self.family.module_names.get("norm", "norm")
+        modules = {
+            "model.embed_tokens": embedding,
+            f"model.{norm}": self.hidden_size * (2 if self.family.norm_bias else 1),
+            "lm_head": 0 if self.tied else embedding,
+        }
+        if self.config.get("lm_head_bias"):
+            modules["lm_head"] += self.vocab_size
+        vision = self.config.get("vision")
+        if vision:
+            modules |= vision_modules(vision, self.hidden_size)
+        return modules
+
+    @cached_property
+    def parameters(self) -> int:
+        """All parameters, a shared one counted once."""
+        return sum(self.outer_modules.values()) + self.layers * sum(self.layer_modules.values())
+
+    @property
+    def vision_parameters(self) -> int:
+        """Parameters of the image tower, which stays frozen."""
+        return sum(n for name, n in self.outer_modules.items() if name.startswith("model.vision"))
+
+
+def _attention_linears(arch: Architecture) -> tuple[Linear, ...]:
+    family, hidden = arch.family, arch.hidden_size
+    bias = arch.attention_bias if family.qkv_bias is None else family.qkv_bias
+    out_bias = arch.attention_bias if family.output_bias is None else family.output_bias
+    widths = {"q_proj": arch.query_size, "k_proj": arch.kv_size, "v_proj": arch.kv_size}
+    if family.fused:
+        widths = {family.module_names.get("qkv_proj", "qkv_proj"): sum(widths.values())}
+    output = family.module_names.get("o_proj", "o_proj")
+    return tuple(
+        Linear(name=name, path=f"self_attn.{name}", inputs=hidden, outputs=width, bias=bias)
+        for name, width in widths.items()
+    ) + (Linear(name=output, path=f"self_attn.{output}", inputs=arch.query_size, outputs=hidden, bias=out_bias),)
+
+
+def _mlp_linears(arch: Architecture) -> tuple[Linear, ...]:
+    if arch.experts:
+        return ()
+    family, hidden, inner = arch.family, arch.hidden_size, arch.intermediate_size
+    bias = arch.mlp_bias or family.norm_bias
+    widths = {"gate_proj": inner, "up_proj": inner}
+    if family.fused:
+        widths = {family.module_names.get("gate_up_proj", "gate_up_proj"): 2 * inner}
+    return tuple(
+        Linear(name=name, path=f"mlp.{name}", inputs=hidden, outputs=width, bias=bias) for name, width in widths.items()
+    ) + (Linear(name="down_proj", path="mlp.down_proj", inputs=inner, outputs=hidden, bias=bias),)
+
+
+def vision_modules(vision: Mapping[str, int], hidden_size: int) -> dict[str, int]:
+    """Parameters of the image tower of Phi-3-vision: CLIP ViT, a two-layer projection, two separators.
+
+    Source: image_embedding_phi3_v.py of microsoft/Phi-3-vision-128k-instruct; CLIPVisionModel of transformers.
+    """
+    width, inner = vision["hidden_size"], vision["intermediate_size"]
+    positions = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
+    block = 4 * (width * width + width) + 2 * width * inner + inner + width + 4 * width
+    merged = 4 * width
+    return {
+        "model.vision_embed_tokens.embeddings": width * 3 * vision["patch_size"] ** 2 + width + positions * width,
+        "model.vision_embed_tokens.norms": 4 * width,
+        "model.vision_embed_tokens.layers": vision["num_hidden_layers"] * block,
+        "model.vision_embed_tokens.img_projection": merged * hidden_size + hidden_size + hidden_size**2 + hidden_size,
+        "model.vision_embed_tokens.separators": 2 * merged,
+    }
+
+
+def architecture_from_config(config: Mapping[str, Any], *, origin: str) -> Architecture:
+    """The architecture that a config.json describes.
+
+    Args:
+        config: its keys; no more than `model_type` and the numbers are needed.
+        origin: what to call it in errors.
+
+    Raises:
+        InputError: not a decoder-only causal language model, or numbers that no model can have.
+        UnsupportedError: a causal language model whose layer the closed form does not know.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise InputError(
+            f"{origin} has no model_type.",
+            why="Without it nobody can tell which kind of model the numbers describe.",
+            hint='A config.json needs "model_type" (such as "phi3") and the sizes.',
+        )
+    _require_causal(config, model_type, origin)
+    if model_type not in FAMILIES:
+        raise UnsupportedError(
+            f"{origin}: the closed form does not know the layers of {model_type[:60]!r}.",
+            why=f"It knows {', '.join(FAMILIES)}.",
+            hint="If it is a decoder-only model that transformers can build, trace it: phi3-advise trace --plan FILE",
+        )
+    return _checked(config, model_type, origin)
+
+
+def _require_causal(config: Mapping[str, Any], model_type: str, origin: str) -> None:
+    classes = config.get("architectures")
+    named = [c for c in classes if isinstance(c, str)] if isinstance(classes, list) else []
+    other_head = bool(named) and not any(c.endswith(("ForCausalLM", "LMHeadModel")) for c in named)
+    if config.get("is_encoder_decoder") is True or other_head:
+        raise InputError(
+            f"{origin} is not a decoder-only causal language model.",
+            why=f"It says {', '.join(named)[:120] or model_type!r}"
+            + (" with an encoder." if config.get("is_encoder_decoder") is True else "."),
+            hint="phi3-advise fine-tunes causal language models: Phi-3, Phi-4, Llama, Mistral, Qwen, Gemma.",
+        )
+
+
+def _checked(config: Mapping[str, Any], model_type: str, origin: str) -> Architecture:
+    family = FAMILIES[model_type]
+    values = {**family.defaults, **{k: v for k, v in config.items() if v is not None or k == "sliding_window"}}
+
+    def number(key: str, default: int | None = None) -> int:
+        value = values.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST[key]:
+            raise InputError(
+                f"{origin}: {key} = {str(value)[:40]} is not a whole number from 1 to {_LARGEST[key]:,}.",
+                hint="Check the file against the model's own config.json.",
+            )
+        return value
+
+    heads, hidden = number("num_attention_heads"), number("hidden_size")
+    kv_heads = number("num_key_value_heads", heads)
+    head_dim = number("head_dim", max(1, hidden // heads))
+    if heads % kv_heads or ("head_dim" not in values and hidden % heads):
+        raise InputError(
+            f"{origin}: {heads} attention heads do not divide into {kv_heads} key-value heads of {hidden} features.",
+            hint="Check num_attention_heads, num_key_value_heads, hidden_size and head_dim.",
+        )
+    layers = number("num_hidden_layers")
+    window, window_layers = _window(values, family, layers, origin)
+    experts = values.get("num_local_experts", 0) if family.mlp == "experts" else 0
+    return Architecture(
+        model_type=model_type,
+        vocab_size=number("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=number("intermediate_size", values.get("ff_intermediate_size")),
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        max_positions=number("max_position_embeddings"),
+        tied=bool(values["tie_word_embeddings"]),
+        window=window,
+        window_layers=window_layers,
+        rotary_dim=_rotary_dim(values, head_dim, origin),
+        attention_bias=bool(values.get("attention_bias", False)),
+        mlp_bias=bool(values.get("mlp_bias", False)),
+        residual_dropout=_probability(values, "resid_pdrop", origin),
+        attention_dropout=_probability(values, "attention_dropout", origin),
+        experts=experts,
+        config=config,
+    )
+
+
+def _window(values: Mapping[str, Any], family: Family, layers: int, origin: str) -> tuple[int | None, int]:
+    """Window length and the number of layers that use it."""
+    window = values.get("sliding_window")
+    if family.window == "never" or window is None:
+        return None, 0
+    if isinstance(window, bool) or not isinstance(window, int) or not 0 <= window <= 2**31:
+        raise InputError(f"{origin}: sliding_window = {str(window)[:40]} is not a number of tokens.")
+    if family.window == "always":
+        return window, layers
+    full = values.get("max_window_layers", layers)
+    if values.get("use_sliding_window") is not True or not isinstance(full, int):
+        return None, 0
+    using = max(0, layers - full)
+    return (window, using) if using else (None, 0)
+
+
+def _rotary_dim(values: Mapping[str, Any], head_dim: int, origin: str) -> int:
+    rope = values.get("rope_parameters") or values.get("rope_scaling")
+    nested = rope.get("partial_rotary_factor") if isinstance(rope, Mapping) else None
+    factor = values.get("partial_rotary_factor", nested if nested is not None else 1.0)
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor <= 1:
+        raise InputError(f"{origin}: partial_rotary_factor = {str(factor)[:40]} is not a share of the head.")
+    return int(head_dim * factor)
+
+
+def _probability(values: Mapping[str, Any], key: str, origin: str) -> float:
+    value = values.get(key, 0.0)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise InputError(f"{origin}: {key} = {str(value)[:40]} is not a probability.")
+    return float(value)

@@ -1,0 +1,154 @@
+"""The command line: parse, call, render. No arithmetic, and every heavy import inside the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from advisor.errors import AdvisorError, InputError
+
+_SUBCOMMANDS = {
+    "estimate": "Memory of one plan, in closed form.",
+    "gpus": "Methods against every known GPU.",
+    "models": "Known models.",
+}
+
+
+class _LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_SUBCOMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _SUBCOMMANDS:
+            return None
+        from importlib import import_module
+
+        command: click.Command = import_module(f"advisor.cli.{cmd_name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _SUBCOMMANDS:
+            from advisor.errors import UnknownNameError
+
+            raise UnknownNameError("command", args[0], tuple(_SUBCOMMANDS), hint="See phi3-advise --help.")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(_SUBCOMMANDS.items()))
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from advisor import __version__
+
+        click.echo(f"phi3-advise {__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=_LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 it fits or it ran; 1 nothing fits; 2 bad input; 3 something is missing; 4 the run failed.",
+)
+@click.option("--model", default=None, help="A profile, a config.json, or a hub id.  [default: phi-3-mini]")
+@click.option("--gpu", default=None, help="What if: a GPU by name (t4, rtx-4090, a100-80gb; see `gpus`).")
+@click.option("--vram", default=None, help="What if: a GPU with that much memory (12GiB; a bare 12 means GiB).")
+@click.option("--free", default=None, help="How much of the GPU's memory is free.")
+@click.option("--device", type=int, default=None, help="Which of several GPUs, as nvidia-smi counts.")
+@click.option("--seq-len", type=int, default=None, help="Tokens in the longest sequence.  [default: 2048]")
+@click.option("--effective-batch", type=int, default=None, help="Sequences to an optimizer step.  [default: 16]")
+@click.option("--lora-rank", type=int, default=None, help="Rank of the adapters.  [default: 16]")
+@click.option("--target-modules", default=None, help="Modules with an adapter, by comma.  [default: all-linear]")
+@click.option(
+    "--prefer",
+    type=click.Choice(["quality", "balanced", "speed", "memory"]),
+    default=None,
+    help="What decides between methods that fit.  [default: balanced]",
+)
+@click.option("--tokens", default=None, help="Tokens that the run trains on (12M), for how long it takes.")
+@click.option("--recipe", default=None, help="Judge a recipe instead (cookbook-full, -lora, -qlora).")
+@click.option("--save-plan", type=click.Path(), default=None, help="Write the recommended plan to a TOML file.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Version.")
+@click.pass_context
+def cli(ctx: click.Context, /, **options: Any) -> None:
+    """Which of full fine-tuning, LoRA and QLoRA fits this GPU, at what settings, and why.
+
+    \b
+    phi3-advise                             this machine's GPU, Phi-3-mini
+    phi3-advise --gpu t4 --model phi-4      what if
+    phi3-advise --vram 12GiB --seq-len 4096
+    phi3-advise --recipe cookbook-full --gpu a100-40gb
+    """
+    given = {name: value for name, value in options.items() if value not in (None, False)}
+    if ctx.invoked_subcommand is not None:
+        if given:
+            names = ", ".join("--" + name.replace("as_json", "json").replace("_", "-") for name in given)
+            raise InputError(
+                f"{names} stands before {ctx.invoked_subcommand}.",
+                why="Options before a command belong to phi3-advise itself.",
+                hint=f"Leave them out, or see what it takes: phi3-advise {ctx.invoked_subcommand} --help",
+            )
+        return
+    from advisor.cli.main import answer
+
+    ctx.exit(answer(**options))
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """The console script: runs a command and turns whatever goes wrong into one screen and an exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    sys.exit(_run(words))
+
+
+def _run(words: list[str]) -> int:
+    try:
+        code = cli.main(args=words, prog_name="phi3-advise", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or 0)
+    except AdvisorError as error:
+        return _fail(error, words)
+    except click.UsageError as error:
+        hint = f"See {error.ctx.command_path} --help." if error.ctx else "See phi3-advise --help."
+        return _fail(InputError(error.format_message(), hint=hint), words)
+    except (KeyboardInterrupt, click.Abort):
+        sys.stderr.write("\nStopped.\n")
+        return 130
+    except BrokenPipeError:
+        _silence_stdout()
+        return 141
+    except Exception as error:
+        unexpected = AdvisorError(
+            f"Something went wrong that should not: {type(error).__name__}: {error}",
+            why="This is a fault of phi3-advise, not of what you typed.",
+            hint="Run it again with --debug and report what it prints.",
+        )
+        return _fail(unexpected, words, cause=error)
+
+
+def _fail(error: AdvisorError, words: list[str], cause: Exception | None = None) -> int:
+    """One screen on stderr; the traceback only where --debug asks for it."""
+    from advisor.report.terminal import make_console, render_error
+
+    if "--debug" in words:
+        import traceback
+
+        traceback.print_exception(cause or error)
+    render_error(error, make_console(stderr=True))
+    return error.exit_code
+
+
+def _silence_stdout() -> None:
+    """Keeps the interpreter from complaining about a reader that has gone."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,163 @@
+"""What is allocated, in order: terms are sizes with a formula, a ledger adds them up moment by moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Component = Literal[
+    "weights", "quantization", "adapters", "gradients", "optimizer", "activations", "logits", "workspace"
+]
+COMPONENTS: tuple[Component, ...] = get_args(Component)
+
+BLOCK_BYTES = 512
+"""The allocator hands out multiples of this (kMinBlockSize, c10/cuda/CUDACachingAllocator.cpp)."""
+
+
+class Term:
+    """A named size: a function from shapes to bytes whose docstring is formula, units and source."""
+
+    __slots__ = ("component", "function")
+
+    def __init__(self, function: Callable[..., int], component: Component) -> None:
+        self.function = function
+        self.component = component
+
+    @property
+    def name(self) -> str:
+        """`norm_input_copy` → "norm input copy"."""
+        return self.function.__name__.replace("_", " ")
+
+    @property
+    def formula(self) -> str:
+        """The formula, from the docstring's second paragraph."""
+        paragraphs = (self.function.__doc__ or "").split("\n\n")
+        return " ".join(paragraphs[1].split("Source:")[0].split()).rstrip(".") if len(paragraphs) > 1 else ""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the formula's inputs."""
+        return self.function.__code__.co_varnames[: self.function.__code__.co_argcount]
+
+    def __call__(self, *sizes: int) -> int:
+        """The size in bytes, not rounded."""
+        return self.function(*sizes)
+
+
+def term(component: Component) -> Callable[[Callable[..., int]], Term]:
+    """Makes a `Term` of a function; the component is the one that the JSON output counts it under."""
+    return lambda function: Term(function, component)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor, or `count` alike, that is alive at a moment."""
+
+    term: Term
+    sizes: tuple[int, ...]
+    count: int
+    size_bytes: int
+    component: Component
+
+
+class Ledger:
+    """Allocations and releases in the order in which a training step makes them.
+
+    `new` returns a handle, `free` takes it back. Sizes are rounded as the allocator rounds them.
+    """
+
+    __slots__ = ("_entries", "_events", "_moments", "_peak_event", "_peaks", "_references", "_since", "live_bytes", "peak_bytes")
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[Term, tuple[int, ...], int, int, Component]] = []
+        self._references: list[int] = []
+        self._events: list[int] = []
+        self._moments: list[tuple[int, str]] = []
+        self._peaks: dict[str, int] = {}
+        self._peak_event = 0
+        self._since = 0
+        self.live_bytes = 0
+        self.peak_bytes = 0
+
+    def at(self, moment: str) -> None:
+        """Names what happens from here on."""
+        self._close_moment()
+        self._moments.append((len(self._events), moment))
+        self._since = self.live_bytes
+
+    def new(self, term: Term, *sizes: int, count: int = 1, component: Component | None = None) -> int:
+        """Allocates a tensor (or `count` alike) and returns its handle.
+
+        Args:
+            term: what it is.
+            sizes: the term's inputs.
+            count: how many alike.
+            component: what it counts under, where that is not the term's own.
+        """
+        size_bytes = (term.function(*sizes) + BLOCK_BYTES - 1) // BLOCK_BYTES * BLOCK_BYTES * count
+        handle = len(self._entries)
+        self._entries.append((term, sizes, count, size_bytes, component or term.component))
+        self._events.append(handle)
+        self._references.append(1)
+        self.live_bytes = live = self.live_bytes + size_bytes
+        if live > self._since:
+            self._since = live
+            if live > self.peak_bytes:
+                self.peak_bytes = live
+                self._peak_event = len(self._events)
+        return handle
+
+    def share(self, handle: int) -> int:
+        """A second reference to a tensor: it lives until both are freed."""
+        self._references[handle] += 1
+        return handle
+
+    def free(self, *handles: int) -> None:
+        """Drops references; a tensor without any is released."""
+        for handle in handles:
+            self._references[handle] -= 1
+            if not self._references[handle]:
+                self.live_bytes -= self._entries[handle][3]
+                self._events.append(~handle)
+
+    @property
+    def peak_moment(self) -> str:
+        """The moment at which most was allocated."""
+        name = ""
+        for start, moment in self._moments:
+            if start < self._peak_event:
+                name = moment
+        return name
+
+    def moment_peaks(self) -> dict[str, int]:
+        """The highest total within each moment, in the order in which they come."""
+        self._close_moment()
+        return dict(self._peaks)
+
+    def alive_at_peak(self) -> tuple[Entry, ...]:
+        """Everything allocated when the total stood highest, alike ones merged, the largest first."""
+        return self._alive_after(self._peak_event)
+
+    def alive(self) -> tuple[Entry, ...]:
+        """Everything allocated now, alike ones merged, the largest first."""
+        return self._alive_after(len(self._events))
+
+    def _alive_after(self, events: int) -> tuple[Entry, ...]:
+        alive: set[int] = set()
+        for event in self._events[:events]:
+            alive.discard(~event) if event < 0 else alive.add(event)
+        merged: dict[tuple[int, tuple[int, ...], Component], Entry] = {}
+        for handle in sorted(alive):
+            term, sizes, count, size_bytes, component = self._entries[handle]
+            key = (id(term), sizes, component)
+            seen = merged.get(key)
+            if seen is not None:
+                count, size_bytes = count + seen.count, size_bytes + seen.size_bytes
+            merged[key] = Entry(term, sizes, count, size_bytes, component)
+        return tuple(sorted(merged.values(), key=lambda entry: -entry.size_bytes))
+
+    def _close_moment(self) -> None:
+        if self._moments:
+            name = self._moments[-1][1]
+            self._peaks[name] = max(self._peaks.get(name, 0), self._since)

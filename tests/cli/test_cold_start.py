@@ -1,0 +1,42 @@
+"""What the fast answer may not import. How fast it is, tests/benchmarks/cold_start.py measures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ["torch", "transformers", "numpy", "peft", "bitsandbytes", "accelerate", "datasets", "huggingface_hub"]
+
+SCRIPT = """
+import atexit, json, sys
+atexit.register(lambda: sys.stderr.write(json.dumps(sorted(sys.modules))))
+from advisor.cli import main
+main(sys.argv[1:])
+"""
+
+
+def modules_after(*arguments: str) -> set[str]:
+    result = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return {name.partition(".")[0] for name in json.loads(result.stderr)}
+
+
+COMMANDS = [
+    ["--gpu", "t4", "--json"],
+    ["--gpu", "t4"],
+    ["gpus"],
+    ["models"],
+    ["--recipe", "cookbook-full", "--gpu", "a100-40gb"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_answer_in_closed_form_imports_a_training_library(command: list[str]) -> None:
+    assert not modules_after(*command) & set(HEAVY)
+
+
+def test_a_named_gpu_as_json_imports_neither_the_screens_nor_the_driver() -> None:
+    assert not modules_after("--gpu", "t4", "--json") & {"rich", "pynvml", "psutil"}

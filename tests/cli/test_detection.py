@@ -1,0 +1,96 @@
+"""The whole command over a stub of NVIDIA's driver library: real nvidia-ml-py, real processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+Nvml = Callable[[str], dict[str, str]]
+
+
+def run(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "advisor", *arguments], capture_output=True, text=True, check=False, env=env
+    )
+
+
+def answer(env: dict[str, str], *arguments: str) -> dict[str, Any]:
+    result = run(env, *arguments, "--json")
+    assert result.returncode in (0, 1), result.stderr
+    value: dict[str, Any] = json.loads(result.stdout)
+    return value
+
+
+def test_a_t4_is_detected_and_advised(nvml: Nvml) -> None:
+    advice = answer(nvml("t4"))
+    assert advice["gpu"]["detected"] is True
+    assert advice["gpu"]["profile"] == "t4"
+    assert advice["gpu"]["capability"] == "7.5"
+    assert advice["recommended"] == "lora"
+    assert advice["plan"]["dtype"] == "float16"
+
+
+def test_the_freer_of_two_a100_is_taken_and_the_other_on_demand(nvml: Nvml) -> None:
+    env = nvml("two_a100")
+    chosen = answer(env)["gpu"]
+    other = answer(env, "--device", str(1 - chosen["index"]))["gpu"]
+    assert other["index"] != chosen["index"]
+    assert other["free_bytes"] <= chosen["free_bytes"]
+    assert any("--device" in note for note in chosen["notes"])
+
+
+def test_a_device_that_is_not_there_is_bad_input(nvml: Nvml) -> None:
+    result = run(nvml("two_a100"), "--device", "7")
+    assert result.returncode == 2
+    assert "7" in result.stderr
+    assert not result.stdout
+
+
+def test_a_mig_slice_is_advised_for_its_own_memory(nvml: Nvml) -> None:
+    gpu = answer(nvml("mig"))["gpu"]
+    assert gpu["mig"] is True
+    assert gpu["total_bytes"] < 40 * 2**30
+
+
+def test_memory_that_reads_na_is_the_hosts(nvml: Nvml) -> None:
+    gpu = answer(nvml("no_memory_figures"))["gpu"]
+    assert gpu["unified"] is True
+    assert gpu["total_bytes"] > 0
+
+
+def test_other_processes_are_counted_against_the_gpu(nvml: Nvml) -> None:
+    busy = answer(nvml("busy_4090"))
+    idle = answer(nvml("busy_4090"), "--free", "23GiB")
+    assert busy["gpu"]["others_bytes"] > 8 * 2**30
+    assert busy["gpu"]["processes"]
+    full_busy, full_idle = busy["methods"][0], idle["methods"][0]
+    assert full_busy["needed_bytes"] - full_idle["needed_bytes"] > 5 * 2**30 or not full_busy["fits"]
+
+
+def test_a_broken_driver_is_said_and_a_typical_gpu_answered_for(nvml: Nvml) -> None:
+    result = run(nvml("broken"), "--json")
+    assert result.returncode == 0
+    assert "driver" in result.stderr.lower()
+    advice = json.loads(result.stdout)
+    assert advice["gpu"]["detected"] is False
+    assert any("No GPU was found" in warning for warning in advice["warnings"])
+
+
+def test_a_named_gpu_wins_over_the_detected_one(nvml: Nvml) -> None:
+    assert answer(nvml("t4"), "--gpu", "h100")["gpu"]["profile"] == "h100"
+
+
+def test_vram_over_a_detected_gpu_keeps_its_other_facts(nvml: Nvml) -> None:
+    gpu = answer(nvml("t4"), "--vram", "8GiB")["gpu"]
+    assert gpu["total_bytes"] == 8 * 2**30
+    assert gpu["capability"] == "7.5"
+
+
+def test_an_estimate_without_a_gpu_in_its_plan_takes_the_detected_one(nvml: Nvml, tmp_path: Any) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text('model = "phi-3.5-mini"\nmethod = "lora"\n')
+    assert answer(nvml("t4"), "estimate", "--plan", str(plan))["plan"]["dtype"] == "float16"
+    assert answer(nvml("two_a100"), "estimate", "--plan", str(plan))["plan"]["dtype"] == "bfloat16"

@@ -1,0 +1,42 @@
+"""Fixtures that more than one test file uses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+_STUB = Path(__file__).parent / "nvml_stub" / "nvml_stub.c"
+_READ_BY_DETECTION = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a freshly compiled libnvidia-ml.so.1."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("the NVML stub needs Linux and a C compiler")
+    folder = tmp_path_factory.mktemp("nvml")
+    flags = ["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run([compiler, *flags, "-o", folder / "libnvidia-ml.so.1", _STUB], check=True)
+    return folder
+
+
+@pytest.fixture
+def nvml(nvml_library: Path) -> Callable[[str], dict[str, str]]:
+    """`nvml("t4")` is the environment of a process whose NVML answers as that machine's.
+
+    The cases are in nvml_stub.c. For the whole command: `subprocess.run([...], env=nvml("two_a100"))`.
+    """
+
+    def environment(case: str) -> dict[str, str]:
+        paths = [str(nvml_library), os.environ.get("LD_LIBRARY_PATH", "")]
+        inherited = {name: value for name, value in os.environ.items() if name not in _READ_BY_DETECTION}
+        return {**inherited, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, paths)), "NVML_STUB_CASE": case}
+
+    return environment
