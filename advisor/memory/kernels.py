@@ -181,8 +181,25 @@ class Inside:
 
 
 NOTHING = Inside()
-Rule = Callable[[tuple[Any, ...], dict[str, Any], Any], Inside]
-"""Arguments of an operation and the hardware → what its kernel allocates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An operation's arguments, and the hardware it runs on."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    hardware: Hardware
+
+    @property
+    def gpu(self) -> Gpu:
+        """The hardware of a rule for GPUs."""
+        assert isinstance(self.hardware, Gpu)
+        return self.hardware
+
+
+Rule = Callable[[Call], Inside]
+"""What an operation's kernel allocates."""
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -198,22 +215,22 @@ def _copy_if_strided(tensor: torch.Tensor) -> tuple[int, ...]:
     return () if tensor.is_contiguous() else (_bytes(tensor),)
 
 
-def flash_backward(args: tuple[Any, ...], kwargs: dict[str, Any], gpu: Gpu) -> Inside:
+def flash_backward(call: Call) -> Inside:
     """Arguments as (batch, heads, tokens, head size).
 
     bytes = softmax_d 4·B·H·⌈S⌉₁₂₈ + dq_accum 4·B·⌈S⌉₁₂₈·H·⌈D⌉ + dk, dv for every query head if grouped
     + contiguous copies of the gradient and the output.
     Source: flash_attn/flash_api.cpp (mha_bwd), attention_backward.cu (_flash_attention_backward).
     """
-    gradient, query, key, _, output = (tensor.transpose(1, 2) for tensor in args[:5])
+    gradient, query, key, _, output = (tensor.transpose(1, 2) for tensor in call.args[:5])
     return _flash_backward_inside(gradient, query, key, output)
 
 
-def flash_backward_of_package(args: tuple[Any, ...], kwargs: dict[str, Any], gpu: Gpu) -> Inside:
+def flash_backward_of_package(call: Call) -> Inside:
     """As `flash_backward`, arguments as (batch, tokens, heads, head size)."""
-    gradient, query, key, _, output = args[:5]
+    gradient, query, key, _, output = call.args[:5]
     if query.dim() == 3:
-        return _flash_packed_backward(args)
+        return _flash_packed_backward(call.args)
     return _flash_backward_inside(gradient, query, key, output)
 
 
@@ -250,17 +267,17 @@ def _flash_backward_inside(
     )
 
 
-def efficient_backward(args: tuple[Any, ...], kwargs: dict[str, Any], gpu: Gpu) -> Inside:
+def efficient_backward(call: Call) -> Inside:
     """The row sums of gradient × output, and fp32 accumulators for what registers cannot hold.
 
     bytes = delta 4·B·H·S (in fp32 its product 4·B·S·H·D too) + `_efficient_workspace`.
     Source: attention_backward.cu (_efficient_attention_backward).
     """
-    gradient, query, key, value = (tensor.transpose(1, 2) for tensor in args[:4])
+    gradient, query, key, value = (tensor.transpose(1, 2) for tensor in call.args[:4])
     batch, tokens, heads, size = query.shape
     delta = 4 * batch * heads * tokens
     product = (4 * batch * tokens * heads * value.size(3), delta) if query.element_size() == 4 else ()
-    block = _efficient_block(query.element_size() == 2, max(size, value.size(3)), float(args[9]) > 0, gpu)
+    block = _efficient_block(query.element_size() == 2, max(size, value.size(3)), float(call.args[9]) > 0, call.gpu)
     workspace = _efficient_workspace(
         batch * heads, tokens, key.size(1), (size, value.size(3)), block, query.element_size() == 2
     )
@@ -312,13 +329,13 @@ def _efficient_workspace(
     return 4 * sequences * _round_up(elements, 4)
 
 
-def embedding_backward(args: tuple[Any, ...], kwargs: dict[str, Any], gpu: Gpu) -> Inside:
+def embedding_backward(call: Call) -> Inside:
     """Above 3,072 tokens: two sorted index lists, three segment lists and an fp32 row for each token.
 
     bytes = 6·8·N + 4·N·hidden. Source: cuda/Embedding.cu (embedding_dense_backward_cuda),
     cuda/EmbeddingBackwardKernel.cu (embedding_backward_cuda_kernel, grad_weight_per_segment).
     """
-    gradient, indices = args[0], args[1]
+    gradient, indices = call.args[0], call.args[1]
     tokens = indices.numel()
     copies = _copy_if_strided(gradient)
     if tokens <= 3072:
@@ -328,17 +345,17 @@ def embedding_backward(args: tuple[Any, ...], kwargs: dict[str, Any], gpu: Gpu) 
     return Inside(first=(*copies, *lists, *lists), then=(*(4 * lists), rows))
 
 
-def gemm_4bit(args: tuple[Any, ...], kwargs: dict[str, Any], gpu: Gpu) -> Inside:
+def gemm_4bit(call: Call) -> Inside:
     """Many tokens: the whole weight in 16 bits, and two fp32 copies of the scales if they are nested.
 
     bytes = N·K·itemsize + 2·4·⌈N·K/64⌉. Few tokens: a fused kernel that dequantises in registers.
     Source: bitsandbytes backends/cuda/ops.py (gemm_4bit, _dequant_linear_fallback).
     """
-    inputs, _, shape, absmax, blocksize = args[:5]
+    inputs, _, shape, _, blocksize = call.args[:5]
     tokens = inputs.numel() // inputs.size(-1)
-    if uses_fused_4bit(tokens, shape[0], shape[1], blocksize, inputs.dtype, gpu):
+    if uses_fused_4bit(tokens, shape[0], shape[1], blocksize, inputs.dtype, call.gpu):
         return Inside(first=_copy_if_strided(inputs))
-    nested = kwargs.get("absmax_8bit")
+    nested = call.kwargs.get("absmax_8bit")
     scales = () if nested is None else 2 * (4 * nested.numel(),)
     return Inside(first=(*scales, shape[0] * shape[1] * inputs.element_size()))
 
@@ -379,7 +396,7 @@ def _bitsandbytes_choice(properties: tuple[int, int, int]) -> Callable[..., bool
     scope: dict[str, Any] = {
         "torch": torch,
         "functools": functools,
-        "_gpu_dispatch_props": lambda index: properties,
+        "_gpu_dispatch_props": lambda _: properties,
     }
     exec(compile(ast.Module(wanted, []), str(source), "exec"), scope)
     choice: Callable[..., bool] = scope["_gemm_4bit_use_custom_cuda"]
@@ -394,25 +411,25 @@ def _defines_4bit_choice(node: Any) -> bool:
     return any(getattr(target, "id", None) == "_GEMM_4BIT_CUSTOM_FLOOR_M" for target in targets)
 
 
-def gemm_4bit_on_cpu(args: tuple[Any, ...], kwargs: dict[str, Any], cpu: Cpu) -> Inside:
+def gemm_4bit_on_cpu(call: Call) -> Inside:
     """The whole weight in the input's dtype and one fp32 copy of nested scales.
 
     Source: bitsandbytes backends/default/ops.py (_gemm_4bit_default_impl).
     """
-    inputs, _, shape = args[:3]
-    nested = kwargs.get("absmax_8bit")
+    inputs, _, shape = call.args[:3]
+    nested = call.kwargs.get("absmax_8bit")
     scales = () if nested is None else (4 * nested.numel(),)
     return Inside(first=(*scales, shape[0] * shape[1] * inputs.element_size()))
 
 
-def promotion_on_cpu(args: tuple[Any, ...], kwargs: dict[str, Any], cpu: Cpu) -> Inside:
+def promotion_on_cpu(call: Call) -> Inside:
     """Elementwise operations on two dtypes copy the narrower operand; CUDA converts in registers.
 
     Source: ATen/TensorIterator.cpp (promote_inputs_to_common_dtype).
     """
     import torch
 
-    tensors = [arg for arg in args[:2] if isinstance(arg, torch.Tensor) and arg.dim() > 0]
+    tensors = [arg for arg in call.args[:2] if isinstance(arg, torch.Tensor) and arg.dim() > 0]
     if len(tensors) < 2 or tensors[0].dtype == tensors[1].dtype:
         return NOTHING
     common = torch.promote_types(tensors[0].dtype, tensors[1].dtype)

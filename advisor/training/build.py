@@ -139,12 +139,13 @@ def build_skeleton(plan: Plan, architecture: Mapping[str, Any]) -> Any:
     built_with = "sdpa" if plan.attention == "flash_attention_2" else plan.attention
     try:
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=_dtype(plan), attn_implementation=built_with
-            )
+            model = AutoModelForCausalLM.from_config(config, dtype=_dtype(plan), attn_implementation=built_with)
     except (ValueError, ImportError) as error:
         raise PlanError(
-            "attention", f"{config.model_type} cannot use {plan.attention}", why=str(error)[:300]
+            "attention",
+            f"{config.model_type} cannot use {plan.attention}",
+            why=str(error)[:300],
+            hint='Use attention = "eager".',
         ) from error
     if plan.attention != built_with:
         model.config._attn_implementation = plan.attention
@@ -159,7 +160,6 @@ def _fill(model: Any, plan: Plan, device: torch.device) -> None:
     Linear but the output head is. Shared parameters stay shared.
     Source: transformers core_model_loading.py (convert_and_load_state_dict_in_model, dot_natural_key).
     """
-    import torch
     from torch import nn
 
     head = model.get_output_embeddings()
@@ -197,9 +197,7 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def _linear_4bit(
-    linear: nn.Linear, quantization: Quantization, dtype: torch.dtype, device: torch.device
-) -> nn.Module:
+def _linear_4bit(linear: nn.Linear, quantization: Quantization, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """One Linear on meta → its quantised form on `device`.
 
     Without storage the weights and statistics come from bitsandbytes' own shape functions.

@@ -64,12 +64,8 @@ def chunked_cross_entropy(
 
     targets = functional.pad(labels, (0, 1), value=_IGNORED_LABEL)[..., 1:].reshape(-1)
     states = hidden.reshape(-1, hidden.size(-1))
-    total: torch.Tensor | None = None
-    for chunk, chunk_targets in zip(
-        states.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True
-    ):
-        loss = checkpoint(of_chunk, chunk, chunk_targets, use_reentrant=False)
-        total = loss if total is None else total + loss
+    total = states.new_zeros((), dtype=torch.float32)
+    for chunk, chunk_targets in zip(states.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True):
+        total = total + checkpoint(of_chunk, chunk, chunk_targets, use_reentrant=False)
     count = label_count if label_count is not None else (targets != _IGNORED_LABEL).sum()
-    mean: torch.Tensor = torch.div(total, count)
-    return mean
+    return total / count

@@ -74,7 +74,7 @@ def wrap_forward(model: Any, autocast: Callable[[], AbstractContextManager[Any]]
 
     original = model.forward
 
-    def forward_under_autocast(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward_under_autocast(_: Any, *args: Any, **kwargs: Any) -> Any:
         with autocast():
             return original(*args, **kwargs)
 
@@ -96,7 +96,7 @@ class Step:
         model: Any,
         optimizer: torch.optim.Optimizer,
         settings: StepSettings,
-        observe: Observer = lambda moment: None,
+        observe: Observer = lambda _: None,
     ) -> None:
         self._model = model
         self._optimizer = optimizer

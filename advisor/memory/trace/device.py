@@ -22,23 +22,93 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from advisor.memory.kernels import AttentionCall, Cpu, Gpu, Hardware, choose_attention
 
-_KEY = torch._C.DispatchKey.AutocastPrivateUse1
+_KEY: Any = torch._C.DispatchKey.AutocastPrivateUse1  # type: ignore[attr-defined]
 _KEYS = torch._C.DispatchKeySet(_KEY)
 
-_LOWER = """
-    conv1d conv2d conv3d convolution prelu addmm addmv addr matmul einsum mm mv linalg_vecdot linear
-    addbmm baddbmm bmm chain_matmul linalg_multi_dot _scaled_dot_product_flash_attention
-""".split()
-_FP32 = """
-    acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow.Tensor_Scalar
-    pow.Tensor_Tensor pow.Scalar softplus layer_norm native_layer_norm rms_norm group_norm
-    cosine_similarity poisson_nll_loss nll_loss nll_loss2d kl_div l1_loss smooth_l1_loss huber_loss mse_loss
-    binary_cross_entropy_with_logits dist cdist renorm logsumexp
-""".split()
-_FP32_RESULT = """
-    prod prod.dim_int softmax.int log_softmax.int cumprod cumsum linalg_vector_norm sum sum.dim_IntList
-""".split()
-_PROMOTE = "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add".split()
+_LOWER = [
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "convolution",
+    "prelu",
+    "addmm",
+    "addmv",
+    "addr",
+    "matmul",
+    "einsum",
+    "mm",
+    "mv",
+    "linalg_vecdot",
+    "linear",
+    "addbmm",
+    "baddbmm",
+    "bmm",
+    "chain_matmul",
+    "linalg_multi_dot",
+    "_scaled_dot_product_flash_attention",
+]
+_FP32 = [
+    "acos",
+    "asin",
+    "cosh",
+    "erfinv",
+    "exp",
+    "expm1",
+    "log",
+    "log10",
+    "log2",
+    "log1p",
+    "reciprocal",
+    "rsqrt",
+    "sinh",
+    "tan",
+    "pow.Tensor_Scalar",
+    "pow.Tensor_Tensor",
+    "pow.Scalar",
+    "softplus",
+    "layer_norm",
+    "native_layer_norm",
+    "rms_norm",
+    "group_norm",
+    "cosine_similarity",
+    "poisson_nll_loss",
+    "nll_loss",
+    "nll_loss2d",
+    "kl_div",
+    "l1_loss",
+    "smooth_l1_loss",
+    "huber_loss",
+    "mse_loss",
+    "binary_cross_entropy_with_logits",
+    "dist",
+    "cdist",
+    "renorm",
+    "logsumexp",
+]
+_FP32_RESULT = [
+    "prod",
+    "prod.dim_int",
+    "softmax.int",
+    "log_softmax.int",
+    "cumprod",
+    "cumsum",
+    "linalg_vector_norm",
+    "sum",
+    "sum.dim_IntList",
+]
+_PROMOTE = [
+    "addcdiv",
+    "addcmul",
+    "atan2",
+    "bilinear",
+    "cross",
+    "dot",
+    "vdot",
+    "grid_sampler",
+    "index_put",
+    "tensordot",
+    "scatter_add",
+]
 
 
 class DeviceSemantics:
@@ -62,7 +132,7 @@ class DeviceSemantics:
         self._stack.callback(torch.set_autocast_enabled, "privateuseone", False)
         self._stack.enter_context(torch._C._IncludeDispatchKeyGuard(_KEY))
         self._stack.enter_context(_device_lists_with_meta(self.hardware))
-        self._stack.enter_context(self._checkpoints_that_restore_autocast())
+        self._stack.enter_context(self._autocast_for_meta())
         self._stack.enter_context(_flash_attention_package())
         self._stack.enter_context(_paged_memory())
         return self
@@ -133,9 +203,7 @@ class DeviceSemantics:
             {name: self._cast(dtype, value) for name, value in kwargs.items()},
         )
 
-    def _to_fp32_result(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _to_fp32_result(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Reductions accumulate into an fp32 result unless the caller names a dtype."""
         first = args[0]
         named = kwargs.get("dtype") is not None or any(isinstance(arg, torch.dtype) for arg in args[1:])
@@ -189,32 +257,35 @@ class DeviceSemantics:
             return _attention_on_cpu(call)
 
     @contextmanager
-    def _checkpoints_that_restore_autocast(self) -> Iterator[None]:
-        """checkpoint() saves autocast's state for the device of its inputs, and meta has none."""
-        original = torch_checkpoint._get_autocast_kwargs
-        original_enter = torch.amp.is_autocast_available
-        original_autocast = torch.amp.autocast
+    def _autocast_for_meta(self) -> Iterator[None]:
+        """torch.autocast of the meta device is this one, and checkpoint() saves and restores its state."""
+        saved = (torch_checkpoint._get_autocast_kwargs, torch.amp.is_autocast_available, torch.amp.autocast)
 
-        def saved(device_type: str = "cuda") -> Any:
+        def state(device_type: str = "cuda") -> Any:
             if device_type != "meta":
-                return original(device_type)
-            state = {"enabled": torch.is_autocast_enabled("cuda"), "dtype": torch.get_autocast_dtype("cuda")}
-            return state, original("cpu")[1]
+                return saved[0](device_type)
+            on = {"enabled": torch.is_autocast_enabled("cuda"), "dtype": torch.get_autocast_dtype("cuda")}
+            return on, saved[0]("cpu")[1]
 
-        def autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
+        def autocast(device_type: str, dtype: torch.dtype | None = None, enabled: bool = True, **rest: Any) -> Any:
             if device_type != "meta":
-                return original_autocast(device_type, *args, **kwargs)
-            return self.autocast(kwargs["dtype"], enabled=kwargs["enabled"])
+                return saved[2](device_type, dtype, enabled, **rest)
+            return self.autocast(dtype or torch.get_autocast_dtype("cuda"), enabled=enabled)
 
-        torch_checkpoint._get_autocast_kwargs = saved
-        torch.amp.is_autocast_available = lambda device_type: device_type == "meta" or original_enter(device_type)
-        torch.amp.autocast = autocast  # type: ignore[misc, assignment]
+        modules: tuple[tuple[Any, str, Any], ...] = (
+            (torch_checkpoint, "_get_autocast_kwargs", state),
+            (torch.amp, "is_autocast_available", lambda kind: kind == "meta" or saved[1](kind)),
+            (torch.amp, "autocast", autocast),
+            (torch, "autocast", autocast),
+        )
+        originals = [(module, name, getattr(module, name)) for module, name, _ in modules]
+        for module, name, replacement in modules:
+            setattr(module, name, replacement)
         try:
             yield
         finally:
-            torch_checkpoint._get_autocast_kwargs = original
-            torch.amp.is_autocast_available = original_enter
-            torch.amp.autocast = original_autocast  # type: ignore[misc]
+            for module, name, original in originals:
+                setattr(module, name, original)
 
 
 def _overload(name: str) -> Any:
@@ -302,7 +373,8 @@ def _attention_on_cpu(call: AttentionCall) -> torch.Tensor:
             else None
             for t in (call.query, call.key, call.value, call.mask)
         ]
-        choice = torch._fused_sdp_choice(
+        choose: Any = torch._fused_sdp_choice
+        choice = choose(
             *twins, dropout_p=call.dropout, is_causal=call.causal, scale=call.scale, enable_gqa=call.grouped
         )
     if choice == torch.nn.attention.SDPBackend.FLASH_ATTENTION.value:
@@ -378,8 +450,7 @@ def _flash_dense(
     dropout_p: float = 0.0,
     softmax_scale: float | None = None,
     causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
-    deterministic: bool = False,
+    window_size: tuple[int, int] = (-1, -1),  # noqa: ARG001 - transformers asks whether the package takes it
 ) -> torch.Tensor:
     """flash_attn_func; tensors are (batch, tokens, heads, head size)."""
     output: torch.Tensor = torch.ops.aten._flash_attention_forward(
@@ -399,8 +470,7 @@ def _flash_packed(
     dropout_p: float = 0.0,
     softmax_scale: float | None = None,
     causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
-    deterministic: bool = False,
+    window_size: tuple[int, int] = (-1, -1),  # noqa: ARG001 - transformers asks whether the package takes it
 ) -> torch.Tensor:
     """flash_attn_varlen_func; tensors are (tokens, heads, head size)."""
     output: torch.Tensor = torch.ops.aten._flash_attention_forward(
@@ -419,7 +489,7 @@ def _paged_memory() -> Iterator[None]:
         return
     saved = (functional.get_paged, functional.prefetch_tensor, functional.fill)
 
-    def get_paged(*shape: int, dtype: torch.dtype = torch.float32, device: Any = None) -> torch.Tensor:
+    def get_paged(*shape: int, dtype: torch.dtype = torch.float32, **_: Any) -> torch.Tensor:
         with _disable_current_modes():
             tensor = torch.empty(shape, dtype=dtype, device="meta")
         tensor.is_paged = True  # type: ignore[attr-defined]

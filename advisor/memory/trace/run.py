@@ -1,100 +1,22 @@
-"""`trace`: a plan and an architecture → what a training run allocates, and when."""
+"""Record a training run on storage-less tensors, and add its events up."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from advisor.errors import AdvisorError, EnvironmentLacksError
 from advisor.memory.allocator import EMPTY_CACHE, Replay, Request, replay, rounded
 from advisor.memory.kernels import Gpu, Hardware
 from advisor.memory.trace.device import DeviceSemantics
-from advisor.memory.trace.tracker import Allocation, Event, Tracker, adopt_model
+from advisor.memory.trace.result import Allocation, Event, Trace
+from advisor.memory.trace.tracker import Tracker, adopt_model
 from advisor.plan import Plan
 from advisor.training.build import BuiltModel, build_optimizer, build_skeleton, fill_model
 from advisor.training.step import Step, make_batch, settings_of, wrap_forward
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trace:
-    """What one training run allocates."""
-
-    allocated_bytes: int
-    """Peak of the steps: the sum of what is alive, each rounded up to 512 bytes.
-
-    torch.cuda.max_memory_allocated says this with expandable_segments; the default allocator hands out
-    blocks up to 1 MiB larger than asked and counts them whole: `default.allocated_bytes`.
-    """
-
-    at: str
-    """The moment of that peak."""
-
-    loading_bytes: int
-    """Peak while the model is made, weights arriving in the checkpoint's order."""
-
-    default: Replay
-    """The default allocator."""
-
-    expandable: Replay
-    """The same with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True."""
-
-    components: Mapping[str, int]
-    """Bytes alive at the peak, by what they are for."""
-
-    largest: tuple[Allocation, ...]
-    """What was alive at the peak, largest first."""
-
-    peaks: Mapping[str, int]
-    """The peak within each class of moment."""
-
-    moments: Mapping[str, int]
-    """The peak within each single moment."""
-
-    total_parameters: int
-    trainable_parameters: int
-
-    events: tuple[Event, ...]
-    """Everything that happened, in order."""
-
-    @property
-    def reserved_bytes(self) -> int:
-        """torch.cuda.max_memory_reserved with the default allocator."""
-        return self.default.reserved_bytes
-
-    @property
-    def reserved_expandable_bytes(self) -> int:
-        """torch.cuda.max_memory_reserved with expandable_segments."""
-        return self.expandable.reserved_bytes
-
-
-def trace(
-    plan: Plan,
-    architecture: Mapping[str, Any],
-    *,
-    gpu: Gpu | None = None,
-    capability: tuple[int, int] | None = None,
-    steps: int = 2,
-    empties_cache: bool = True,
-) -> Trace:
-    """Trace the making of a model and `steps` optimizer steps.
-
-    Args:
-        plan: what is trained, and how.
-        architecture: the keys of a config.json.
-        gpu: whose kernels run; by default one of `capability`, by default (8, 0).
-        capability: short for a Gpu of that compute capability.
-        steps: optimizer steps; the second has the optimizer's states.
-        empties_cache: whether torch.cuda.empty_cache() is called between loading and training, as
-            this project's trainer does.
-
-    Raises:
-        AdvisorError: the plan, the architecture or an operation cannot be traced.
-    """
-    gpu = gpu or Gpu(capability=capability or (8, 0))
-    events, built = record(plan, architecture, gpu, steps)
-    return summarize(events, built, gpu, empties_cache=empties_cache)
 
 
 def record(
@@ -114,13 +36,28 @@ def record(
     _label_gradients(tracker, built.model)
     micro_steps = min(plan.gradient_accumulation, 2)
     batches = [lambda: make_batch(plan, vocabulary, "meta")] * micro_steps
-    with semantics, tracker, tracker.following_modules(built.model, built.decoder):
+    with _naming_what_stopped(tracker), semantics, tracker, tracker.following_modules(built.model, built.decoder):
         optimizer = build_optimizer(plan, built.model)
         step = Step(built.model, optimizer, settings_of(plan), tracker.enter)
         for _ in range(steps):
             step.run(batches)
             _label_states(tracker, optimizer)
     return tracker.events, built
+
+
+@contextmanager
+def _naming_what_stopped(tracker: Tracker) -> Iterator[None]:
+    """An error of the model's own code becomes one that says where it happened."""
+    try:
+        yield
+    except AdvisorError:
+        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, ImportError) as error:
+        raise EnvironmentLacksError(
+            f"This model cannot be traced: {type(error).__name__} after {tracker.places.operation}.",
+            why=str(error)[:400],
+            hint="If it trains on a GPU, probe it there; else try another attention, or name LoRA's modules.",
+        ) from error
 
 
 def _label_gradients(tracker: Tracker, model: torch.nn.Module) -> None:
@@ -143,7 +80,7 @@ def _label_states(tracker: Tracker, optimizer: torch.optim.Optimizer) -> None:
 
 
 def moment_class(moment: str) -> str:
-    """ "backward of layer 7" → "layer backward"; the others are their own class."""
+    """The backward of any layer is a "layer backward"; the others are their own class."""
     return "layer backward" if moment.startswith("backward of layer") else moment
 
 
@@ -221,4 +158,4 @@ def _requests(events: Sequence[Event], *, empties_cache: bool) -> Iterator[Reque
         yield id(event.allocation), event.allocation.nbytes, event.freed
 
 
-__all__ = ["Trace", "moment_class", "record", "summarize", "trace"]
+__all__ = ["moment_class", "record", "summarize"]

@@ -11,42 +11,17 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advisor.memory import kernels
 from advisor.memory.kernels import Gpu, Hardware
-
-Component = Literal[
-    "weights", "quantization", "adapters", "gradients", "optimizer", "activations", "logits", "workspace"
-]
+from advisor.memory.trace.result import Allocation, Component, Event
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)(?:\.|$)")
 _SEQUENCE_NUMBER: Callable[[], int] = torch._C._autograd._get_sequence_nr
-
-
-@dataclass(slots=True, eq=False)
-class Allocation:
-    """One storage."""
-
-    nbytes: int
-    shape: tuple[int, ...]
-    dtype: str
-    module: str
-    operation: str
-    moment: str
-    component: Component
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """An allocation is made or freed during a moment."""
-
-    allocation: Allocation
-    freed: bool
-    moment: str
 
 
 @dataclass(slots=True)
@@ -58,6 +33,7 @@ class Places:
     made_by: dict[int, str] = field(default_factory=dict)
     last: str = ""
     moment: str = "load"
+    operation: str = ""
 
 
 class Tracker(TorchDispatchMode):
@@ -70,9 +46,7 @@ class Tracker(TorchDispatchMode):
         tokens: the longest sequence, which is what code asks for when it reads an integer back.
     """
 
-    def __init__(
-        self, device: str, hardware: Hardware, *, padded: bool = False, tokens: int = 1
-    ) -> None:
+    def __init__(self, device: str, hardware: Hardware, *, padded: bool = False, tokens: int = 1) -> None:
         super().__init__()
         self.events: list[Event] = []
         self.places = Places()
@@ -97,10 +71,11 @@ class Tracker(TorchDispatchMode):
             func, args = torch.ops.aten.new_empty.default, _as_if_all_were_true(args[0])
             kwargs = {"dtype": torch.int64}
         module = self._locate()
+        self.places.operation = f"{func} in {module}" if module else str(func)
         if func in self._blas:
             self._use_workspace()
         rule = self._rules.get(func)
-        inside = rule(args, kwargs, self._hardware) if rule is not None else kernels.NOTHING
+        inside = rule(kernels.Call(args, kwargs, self._hardware)) if rule is not None else kernels.NOTHING
         temporary = [self._temporary(size, func, module) for size in inside.first]
         result = func(*args, **kwargs)
         self._register_outputs(result, func, module)
@@ -188,9 +163,7 @@ class Tracker(TorchDispatchMode):
             self.events.append(Event(entry[1], True, self.places.moment))
 
     def _temporary(self, size: int, func: Any, module: str) -> Allocation:
-        allocation = Allocation(
-            size, (size,), "uint8", module, f"inside {func}", self.places.moment, "workspace"
-        )
+        allocation = Allocation(size, (size,), "uint8", module, f"inside {func}", self.places.moment, "workspace")
         self.events.append(Event(allocation, False, self.places.moment))
         return allocation
 
@@ -251,14 +224,14 @@ def _as_if_all_were_true(tensor: torch.Tensor) -> tuple[Any, ...]:
 def adopt_model(tracker: Tracker, model: torch.nn.Module) -> None:
     """Record a model's parameters and buffers, in its own order."""
     for name, parameter in model.named_parameters():
-        tracker.adopt(parameter, _kind(name, parameter), "load", name)
+        tracker.adopt(parameter, _kind(name), "load", name)
         for tensor in _statistics(parameter):
             tracker.adopt(tensor, "quantization", "load", name)
     for name, buffer in model.named_buffers():
         tracker.adopt(buffer, "weights", "load", name)
 
 
-def _kind(name: str, parameter: torch.nn.Parameter) -> Component:
+def _kind(name: str) -> Component:
     if "lora_" in name:
         return "adapters"
     return "weights"
