@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from advisor.memory.allocator import Block, CachingAllocator
-    from advisor.memory.trace.tracker import Event
+    from advisor.memory.trace import Event
 
 
 def walk(

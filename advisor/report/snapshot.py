@@ -24,8 +24,7 @@ from advisor.units import MIB
 
 if TYPE_CHECKING:
     from advisor.memory.allocator import Block
-    from advisor.memory.trace import Trace
-    from advisor.memory.trace.tracker import Allocation, Event
+    from advisor.memory.trace import Allocation, Event, Trace
 
 PROTOCOL = 4
 """The newest pickle protocol that the viewer reads. Source: torch/utils/viz/MemoryViz.js, unpickle."""
