@@ -202,14 +202,14 @@ def _linear_4bit(linear: nn.Linear, quantization: Quantization, dtype: torch.dty
 
     Without storage the weights and statistics come from bitsandbytes' own shape functions.
     """
-    import bitsandbytes as bnb
     import torch
     from bitsandbytes import functional
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
     # The codebook is cached for the process: a storage-less one would break later real work.
     functional.name2qmap.setdefault("dynamic", functional.create_dynamic_map())
     with torch.device("meta"):
-        quantized = bnb.nn.Linear4bit(
+        quantized = Linear4bit(
             1,
             1,
             bias=False,
@@ -223,7 +223,7 @@ def _linear_4bit(linear: nn.Linear, quantization: Quantization, dtype: torch.dty
         compress_statistics=quantization.double,
         quant_type=quantization.type,
     )
-    quantized.weight = bnb.nn.Params4bit(
+    quantized.weight = Params4bit(
         data,
         requires_grad=False,
         quant_state=state,
@@ -331,7 +331,7 @@ def parameter_groups(model: Any) -> list[dict[str, Any]]:
 
 
 def _bitsandbytes_adamw(groups: list[dict[str, Any]], *, bits: int, paged: bool) -> torch.optim.Optimizer:
-    from bitsandbytes.optim import AdamW
+    from bitsandbytes.optim.adamw import AdamW
 
     optimizer: torch.optim.Optimizer = AdamW(groups, lr=1e-4, optim_bits=bits, is_paged=paged)
     return optimizer

@@ -221,10 +221,14 @@ class DeviceSemantics:
         """CUDA's fused dropout saves a mask of one byte an element. Source: ATen/native/Dropout.cpp."""
         with torch._C._ExcludeDispatchKeyGuard(_KEYS):
             if train and 0 < p < 1 and tensor.numel() > 0:
-                if tensor.requires_grad:
-                    return torch.native_dropout(tensor, p, train)[0]
-                return torch.ops.aten._fused_dropout.default(tensor, 1 - p)[0]
-            return torch.ops.aten.dropout.default(tensor, p, train)
+                fused: tuple[torch.Tensor, torch.Tensor] = (
+                    torch.native_dropout(tensor, p, train)
+                    if tensor.requires_grad
+                    else torch.ops.aten._fused_dropout.default(tensor, 1 - p)
+                )
+                return fused[0]
+            plain: torch.Tensor = torch.ops.aten.dropout.default(tensor, p, train)
+            return plain
 
     def _attention(
         self,
@@ -259,7 +263,11 @@ class DeviceSemantics:
     @contextmanager
     def _autocast_for_meta(self) -> Iterator[None]:
         """torch.autocast of the meta device is this one, and checkpoint() saves and restores its state."""
-        saved = (torch_checkpoint._get_autocast_kwargs, torch.amp.is_autocast_available, torch.amp.autocast)
+        saved: tuple[Any, ...] = (
+            torch_checkpoint._get_autocast_kwargs,
+            torch.amp.is_autocast_available,
+            torch.amp.autocast,
+        )
 
         def state(device_type: str = "cuda") -> Any:
             if device_type != "meta":

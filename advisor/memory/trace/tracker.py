@@ -47,7 +47,7 @@ class Tracker(TorchDispatchMode):
     """
 
     def __init__(self, device: str, hardware: Hardware, *, padded: bool = False, tokens: int = 1) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[Event] = []
         self.places = Places()
         self.vocabulary = 0
