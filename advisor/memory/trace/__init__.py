@@ -1,0 +1,47 @@
+"""Run the real training step on tensors that have shapes but no storage, and add up what would be alive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from advisor.memory.trace.result import Allocation, Component, Event, Trace
+
+if TYPE_CHECKING:
+    from advisor.memory.kernels import Gpu
+    from advisor.plan import Plan
+
+
+def trace(
+    plan: Plan,
+    architecture: Mapping[str, Any],
+    *,
+    gpu: Gpu | None = None,
+    capability: tuple[int, int] | None = None,
+    steps: int = 2,
+    empties_cache: bool = True,
+) -> Trace:
+    """Trace the making of a model and `steps` optimizer steps.
+
+    Args:
+        plan: what is trained, and how.
+        architecture: the keys of a config.json.
+        gpu: whose kernels run; by default one of `capability`, by default (8, 0).
+        capability: short for a Gpu of that compute capability.
+        steps: optimizer steps; the second has the optimizer's states.
+        empties_cache: whether torch.cuda.empty_cache() is called between loading and training, as
+            this project's trainer does.
+
+    Raises:
+        InputError: the plan or the architecture cannot be used.
+        EnvironmentLacksError: an operation cannot be traced; it is named.
+    """
+    from advisor.memory.kernels import Gpu as AnyGpu
+    from advisor.memory.trace.run import record, summarize
+
+    gpu = gpu or AnyGpu(capability=capability or (8, 0))
+    events, built = record(plan, architecture, gpu, steps)
+    return summarize(events, built, gpu, empties_cache=empties_cache)
+
+
+__all__ = ["Allocation", "Component", "Event", "Trace", "trace"]

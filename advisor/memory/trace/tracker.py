@@ -1,0 +1,248 @@
+"""Follow the life of every storage that an operation makes.
+
+A dispatch mode sees each operation below autograd; the storages of its outputs are followed by weak
+reference, so a tensor dies in the record when it dies in the program.
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from advisor.memory import kernels
+from advisor.memory.kernels import Gpu, Hardware
+from advisor.memory.trace.result import Allocation, Component, Event
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)(?:\.|$)")
+_SEQUENCE_NUMBER: Callable[[], int] = torch._C._autograd._get_sequence_nr
+
+
+@dataclass(slots=True)
+class Places:
+    """Where the program is: module by module in forward, layer by layer in backward."""
+
+    phase: str = "load"
+    modules: list[str] = field(default_factory=list)
+    made_by: dict[int, str] = field(default_factory=dict)
+    last: str = ""
+    moment: str = "load"
+    operation: str = ""
+
+
+class Tracker(TorchDispatchMode):
+    """Records every allocation of a device while it is active.
+
+    Args:
+        device: the device type whose storages count.
+        hardware: whose kernels' inner allocations are added.
+        padded: what the question "are all of these tokens real?" is answered with, negated.
+        tokens: the longest sequence, which is what code asks for when it reads an integer back.
+    """
+
+    def __init__(self, device: str, hardware: Hardware, *, padded: bool = False, tokens: int = 1) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.events: list[Event] = []
+        self.places = Places()
+        self.vocabulary = 0
+        """The size by which logits are recognised."""
+        self._device = device
+        self._hardware = hardware
+        self._padded = padded
+        self._tokens = tokens
+        self._live: dict[int, tuple[weakref.ref[Any], Allocation]] = {}
+        self._rules = kernels.rules(hardware)
+        self._blas = kernels.cublas_operations() if isinstance(hardware, Gpu) else frozenset()
+        self._workspaces: set[bool] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "meta":
+            return self._answer(args[0])
+        if func is torch.ops.aten.nonzero.default and args[0].device.type == "meta":
+            func, args = torch.ops.aten.new_empty.default, _as_if_all_were_true(args[0])
+            kwargs = {"dtype": torch.int64}
+        module = self._locate()
+        self.places.operation = f"{func} in {module}" if module else str(func)
+        if func in self._blas:
+            self._use_workspace()
+        rule = self._rules.get(func)
+        inside = rule(kernels.Call(args, kwargs, self._hardware)) if rule is not None else kernels.NOTHING
+        temporary = [self._temporary(size, func, module) for size in inside.first]
+        result = func(*args, **kwargs)
+        self._register_outputs(result, func, module)
+        temporary += [self._temporary(size, func, module) for size in inside.then]
+        for allocation in temporary:
+            self.events.append(Event(allocation, True, self.places.moment))
+        return result
+
+    def _answer(self, tensor: torch.Tensor) -> Any:
+        """The value of a tensor that has none."""
+        if tensor.dtype == torch.bool:
+            return not self._padded
+        return 1.0 if tensor.is_floating_point() else self._tokens
+
+    def _locate(self) -> str:
+        """The module that the running operation belongs to; sets the moment in backward."""
+        places = self.places
+        if places.modules:
+            module = places.modules[-1]
+            if torch.is_grad_enabled():
+                # The node of this operation, if it has one, is the last that was numbered.
+                places.made_by.setdefault(_SEQUENCE_NUMBER() - 1, module)
+        elif places.phase == "backward":
+            node = torch._C._current_autograd_node()
+            module = places.made_by.get(node._sequence_nr(), places.last) if node is not None else places.last
+        else:
+            return ""
+        if module != places.last:
+            places.last = module
+            if places.phase == "backward":
+                self._enter_backward_of(module)
+        return module
+
+    def _enter_backward_of(self, module: str) -> None:
+        layer = _LAYER.search(module)
+        if layer is not None:
+            self.places.moment = f"backward of layer {layer[1]}"
+        elif self.places.moment.startswith("backward of") and "embed" in module:
+            self.places.moment = "embedding backward"
+
+    def _register_outputs(self, result: Any, func: Any, module: str) -> None:
+        if isinstance(result, torch.Tensor):
+            self._register(result, func, module)
+        elif isinstance(result, (list, tuple)):
+            for item in result:
+                self._register_outputs(item, func, module)
+
+    def _register(self, tensor: torch.Tensor, func: Any, module: str) -> None:
+        if tensor.device.type != self._device:
+            return
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._live:
+            return
+        self.adopt(tensor, self._component(tensor), str(func), module)
+
+    def _component(self, tensor: torch.Tensor) -> Component:
+        if self.places.phase == "load":
+            return "weights"
+        if self.places.phase == "optimizer step":
+            return "optimizer"
+        is_logits = tensor.dim() >= 2 and tensor.size(-1) == self.vocabulary and tensor.is_floating_point()
+        return "logits" if is_logits else "activations"
+
+    def adopt(self, tensor: torch.Tensor, component: Component, operation: str, module: str) -> None:
+        """Start to follow a tensor's storage, or say what one that is followed already is for."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        known = self._live.get(key)
+        if known is not None:
+            known[1].component = component
+            known[1].module = module or known[1].module
+            return
+        size = storage.nbytes()
+        if size == 0:
+            return
+        allocation = Allocation(
+            size, tuple(tensor.shape), str(tensor.dtype)[6:], module, operation, self.places.moment, component
+        )
+        self.events.append(Event(allocation, False, self.places.moment))
+        self._live[key] = (weakref.ref(storage, lambda _: self._free(key)), allocation)
+
+    def _free(self, key: int) -> None:
+        entry = self._live.pop(key, None)
+        if entry is not None:
+            self.events.append(Event(entry[1], True, self.places.moment))
+
+    def _temporary(self, size: int, func: Any, module: str) -> Allocation:
+        allocation = Allocation(size, (size,), "uint8", module, f"inside {func}", self.places.moment, "workspace")
+        self.events.append(Event(allocation, False, self.places.moment))
+        return allocation
+
+    def _use_workspace(self) -> None:
+        """cuBLAS keeps one workspace for each thread: the caller's and autograd's."""
+        assert isinstance(self._hardware, Gpu)
+        in_backward = self.places.phase == "backward"
+        if in_backward not in self._workspaces:
+            self._workspaces.add(in_backward)
+            size = kernels.cublas_workspace_bytes(self._hardware)
+            thread = "autograd's" if in_backward else "the caller's"
+            allocation = Allocation(
+                size, (size,), "uint8", f"{thread} thread", "cuBLAS", self.places.moment, "workspace"
+            )
+            self.events.append(Event(allocation, False, self.places.moment))
+
+    def enter(self, phase: str) -> None:
+        """Called by the step at its three turns."""
+        places = self.places
+        places.phase = phase
+        places.moment = "loss backward" if phase == "backward" else phase
+        places.last = ""
+        if phase == "forward":
+            places.made_by.clear()
+
+    @contextmanager
+    def following_modules(self, root: torch.nn.Module, decoder: torch.nn.Module) -> Iterator[None]:
+        """Know which module is running, and when the decoder has ended and the loss begins."""
+        names = {id(module): name for name, module in root.named_modules()}
+        stack = self.places.modules
+
+        def before(module: torch.nn.Module, _: Any) -> None:
+            stack.append(names.get(id(module), stack[-1] if stack else ""))
+
+        def after(module: torch.nn.Module, _: Any, __: Any) -> None:
+            if stack:
+                stack.pop()
+            if module is decoder and self.places.phase == "forward":
+                self.places.moment = "loss"
+
+        hooks = (
+            torch.nn.modules.module.register_module_forward_pre_hook(before),
+            torch.nn.modules.module.register_module_forward_hook(after, always_call=True),
+        )
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            stack.clear()
+
+
+def _as_if_all_were_true(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Arguments of new_empty for the largest result that nonzero can have."""
+    return tensor, (tensor.numel(), tensor.dim())
+
+
+def adopt_model(tracker: Tracker, model: torch.nn.Module) -> None:
+    """Record a model's parameters and buffers, in its own order."""
+    for name, parameter in model.named_parameters():
+        tracker.adopt(parameter, _kind(name), "load", name)
+        for tensor in _statistics(parameter):
+            tracker.adopt(tensor, "quantization", "load", name)
+    for name, buffer in model.named_buffers():
+        tracker.adopt(buffer, "weights", "load", name)
+
+
+def _kind(name: str) -> Component:
+    if "lora_" in name:
+        return "adapters"
+    return "weights"
+
+
+def _statistics(parameter: torch.nn.Parameter) -> Iterable[torch.Tensor]:
+    """The tensors of a 4-bit weight's QuantState."""
+    state = getattr(parameter, "quant_state", None)
+    while state is not None:
+        for name in ("absmax", "code", "offset"):
+            tensor = getattr(state, name, None)
+            if isinstance(tensor, torch.Tensor):
+                yield tensor
+        state = state.state2

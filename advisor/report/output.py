@@ -1,0 +1,34 @@
+"""Write a report's file whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from advisor.errors import InputError
+
+
+def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
+    """Put `content` where `path` is; what was there stays until the new file is complete.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        if target.exists() and not target.is_file():
+            # A pipe or a device has no place that another file could take.
+            target.write_bytes(content)
+            return
+        unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            unfinished.write_bytes(content)
+            unfinished.replace(target)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written.",
+            why=f"{error.strerror or error}.",
+            hint="Name a file in a folder that exists and that you may write to.",
+        ) from error

@@ -1,0 +1,1 @@
+"""The training itself: the only code that builds a model."""

@@ -1,0 +1,337 @@
+"""`Plan` and an architecture → model, adapters and optimizer, on any device.
+
+The trace, the probe and the training all build here, so what is predicted is the program that runs.
+On "meta" nothing has storage; elsewhere weights are random, in the storage format of the real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from advisor.errors import InputError, PlanError, UnsupportedError
+from advisor.plan import LoraSettings, Plan, Quantization
+from advisor.training.loss import chunk_loss
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_INITIAL_STD = 0.02
+_NOT_DECAYED = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltModel:
+    """A model ready to train, and the parts of it that callers ask for."""
+
+    model: Any
+    """What the trainer calls: the causal LM, or PEFT's wrapper around it."""
+
+    causal_lm: Any
+    """The transformers model inside."""
+
+    decoder: Any
+    """The causal LM without its output head."""
+
+    total_parameters: int
+    """Weights as the architecture counts them; a 4-bit weight is one."""
+
+    trainable_parameters: int
+    """Weights that get a gradient."""
+
+
+def build_config(architecture: Mapping[str, Any]) -> Any:
+    """The keys of a config.json → a transformers configuration.
+
+    Raises:
+        InputError: no model_type, one that transformers does not know, or values it refuses.
+        UnsupportedError: an architecture that is not a decoder-only causal language model.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    values = {key: value for key, value in architecture.items() if key != "model_type"}
+    kind = architecture.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise InputError(
+            f"The installed transformers has no model_type {str(kind)[:60]!r}.",
+            hint="Check model_type in the config.json, or install a newer transformers.",
+        )
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UnsupportedError(f"{kind} is not a decoder-only causal language model.")
+    for key in ("auto_map", "quantization_config", "torch_dtype", "dtype", "architectures"):
+        values.pop(key, None)
+    try:
+        return CONFIG_MAPPING[kind](**_with_token_ids_inside(values))
+    except Exception as error:
+        raise InputError(f"transformers refuses this {kind} configuration: {str(error)[:300]}") from error
+
+
+def _with_token_ids_inside(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave padding out when the architecture's own default lies outside a smaller vocabulary."""
+    values = dict(values)
+    if "vocab_size" in values and "pad_token_id" not in values:
+        values["pad_token_id"] = None
+    return values
+
+
+def build_model(plan: Plan, architecture: Mapping[str, Any], device: torch.device | str) -> BuiltModel:
+    """The model of `plan` on `device`, with adapters, checkpointing and requires_grad as trained.
+
+    Raises:
+        InputError: the architecture or the adapter's target modules cannot be used.
+    """
+    return fill_model(build_skeleton(plan, architecture), plan, device)
+
+
+def fill_model(causal_lm: Any, plan: Plan, device: torch.device | str) -> BuiltModel:
+    """Give the skeleton of a model its weights on `device`, its adapters and its checkpointing.
+
+    Raises:
+        InputError: the adapter's target modules or the chunked loss do not suit this model.
+    """
+    import torch
+
+    device = torch.device(device)
+    total = sum(parameter.numel() for parameter in causal_lm.parameters())
+    _fill(causal_lm, plan, device)
+    if plan.upcast_frozen:
+        _upcast_frozen(causal_lm)
+    # Trainer switches the key-value cache off; a hand-written loop has the model's default.
+    causal_lm.config.use_cache = plan.hold_outputs and not plan.gradient_checkpointing
+    if plan.loss == "chunked":
+        chunk_loss(causal_lm)
+    model = causal_lm
+    if plan.lora is not None:
+        causal_lm.requires_grad_(False)
+        if plan.gradient_checkpointing:
+            causal_lm.enable_input_require_grads()
+        model = _add_adapters(causal_lm, plan.lora, device)
+    if plan.gradient_checkpointing:
+        enable_checkpointing(causal_lm)
+    model.train()
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return BuiltModel(
+        model=model,
+        causal_lm=causal_lm,
+        decoder=causal_lm.base_model,
+        total_parameters=total,
+        trainable_parameters=trainable,
+    )
+
+
+def _dtype(plan: Plan) -> torch.dtype:
+    import torch
+
+    dtype: torch.dtype = getattr(torch, plan.dtype)
+    return dtype
+
+
+def build_skeleton(plan: Plan, architecture: Mapping[str, Any]) -> Any:
+    """The causal LM with its parameters on meta; its buffers are computed, and so are on the CPU."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    config = build_config(architecture)
+    # flash_attention_2 needs its package only to run; the name is set once the model exists.
+    built_with = "sdpa" if plan.attention == "flash_attention_2" else plan.attention
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=_dtype(plan), attn_implementation=built_with)
+    except (ValueError, ImportError) as error:
+        raise PlanError(
+            "attention",
+            f"{config.model_type} cannot use {plan.attention}",
+            why=str(error)[:300],
+            hint='Use attention = "eager".',
+        ) from error
+    if plan.attention != built_with:
+        model.config._attn_implementation = plan.attention
+    model.tie_weights()
+    return model
+
+
+def _fill(model: Any, plan: Plan, device: torch.device) -> None:
+    """Give parameters storage on `device` in the order in which transformers loads a checkpoint.
+
+    4-bit weights arrive in 16 bits and are quantised one at a time, as transformers does it; every
+    Linear but the output head is. Shared parameters stay shared.
+    Source: transformers core_model_loading.py (convert_and_load_state_dict_in_model, dot_natural_key).
+    """
+    from torch import nn
+
+    head = model.get_output_embeddings()
+    made: dict[int, nn.Parameter] = {}
+    for name, parameter in sorted(
+        model.named_parameters(remove_duplicate=False), key=lambda item: _natural_order(item[0])
+    ):
+        path, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(path)
+        if plan.quantization is not None and leaf == "weight" and type(owner) is nn.Linear and owner is not head:
+            _replace(model, path, _linear_4bit(owner, plan.quantization, _dtype(plan), device))
+            continue
+        if id(parameter) not in made:
+            values = _random(parameter, device)
+            if device.type != "meta" and parameter.dim() < 2:
+                values.fill_(0.0 if leaf == "bias" else 1.0)
+            made[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
+        setattr(model.get_submodule(path), leaf, made[id(parameter)])
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            module._buffers[name] = buffer.to(device)
+    if plan.quantization is not None:
+        model.is_loaded_in_4bit = True
+        model.is_quantized = True
+        model.config._is_quantized = True
+
+
+def _natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Numbers before words, numbers by value."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split("."))
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _linear_4bit(linear: nn.Linear, quantization: Quantization, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """One Linear on meta → its quantised form on `device`.
+
+    Without storage the weights and statistics come from bitsandbytes' own shape functions.
+    """
+    import torch
+    from bitsandbytes import functional
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
+
+    # The codebook is cached for the process: a storage-less one would break later real work.
+    functional.name2qmap.setdefault("dynamic", functional.create_dynamic_map())
+    with torch.device("meta"):
+        quantized = Linear4bit(
+            1,
+            1,
+            bias=False,
+            compute_dtype=dtype,
+            compress_statistics=quantization.double,
+            quant_type=quantization.type,
+        )
+    quantized.in_features, quantized.out_features = linear.in_features, linear.out_features
+    data, state = functional.quantize_4bit(
+        _random(linear.weight, device),
+        compress_statistics=quantization.double,
+        quant_type=quantization.type,
+    )
+    quantized.weight = Params4bit(
+        data,
+        requires_grad=False,
+        quant_state=state,
+        compress_statistics=quantization.double,
+        quant_type=quantization.type,
+        module=quantized,
+        bnb_quantized=True,
+    )
+    quantized.quant_state = state
+    if linear.bias is not None:
+        quantized.bias = linear.bias
+    return quantized
+
+
+def _random(like: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A random tensor of this shape and dtype; without values on meta."""
+    import torch
+
+    tensor = torch.empty(like.shape, dtype=like.dtype, device=device)
+    return tensor if device.type == "meta" else tensor.normal_(std=_INITIAL_STD)
+
+
+def _upcast_frozen(model: Any) -> None:
+    """What peft's prepare_model_for_kbit_training does: freeze, and 16-bit → fp32 unless quantised."""
+    from peft import prepare_model_for_kbit_training
+
+    prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
+def _add_adapters(model: Any, lora: LoraSettings, device: torch.device) -> Any:
+    """PEFT's LoRA around the model; adapters are fp32 by PEFT's default.
+
+    Raises:
+        PlanError: none of the target modules exists in this model.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    targets = lora.target_modules
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        with torch.device(device):
+            return get_peft_model(model, config)
+    except ValueError as error:
+        names = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if _is_linear(m)})
+        raise PlanError(
+            "lora.target_modules",
+            "no module of this model matches",
+            why=str(error)[:300],
+            hint=f"The Linear modules of this model are {', '.join(names)}.",
+        ) from error
+
+
+def _is_linear(module: nn.Module) -> bool:
+    from torch import nn
+
+    return isinstance(module, nn.Linear)
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Non-reentrant checkpointing of every layer; the method was renamed in transformers 5.2x."""
+    settings = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+
+
+def build_optimizer(plan: Plan, model: Any) -> torch.optim.Optimizer:
+    """The optimizer of `plan` over the trainable parameters, in Trainer's two groups.
+
+    Source: transformers' Trainer.create_optimizer and trainer_optimizer.py.
+    """
+    import torch
+
+    groups = parameter_groups(model)
+    makers: Mapping[str, Callable[[], torch.optim.Optimizer]] = {
+        "adamw_torch": lambda: torch.optim.AdamW(groups, lr=1e-4),
+        "adamw_torch_fused": lambda: torch.optim.AdamW(groups, lr=1e-4, fused=True),
+        "adamw_bnb_8bit": lambda: _bitsandbytes_adamw(groups, bits=8, paged=False),
+        "adamw_8bit": lambda: _bitsandbytes_adamw(groups, bits=8, paged=False),
+        "paged_adamw_32bit": lambda: _bitsandbytes_adamw(groups, bits=32, paged=True),
+        "paged_adamw_8bit": lambda: _bitsandbytes_adamw(groups, bits=8, paged=True),
+    }
+    return makers[plan.optimizer]()
+
+
+def parameter_groups(model: Any) -> list[dict[str, Any]]:
+    """Parameters with and without weight decay, as Trainer groups them."""
+    from torch import nn
+    from transformers.trainer_pt_utils import get_parameter_names
+
+    decayed = set(get_parameter_names(model, [nn.LayerNorm], list(_NOT_DECAYED)))
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    return [
+        {"params": [p for name, p in trained if name in decayed], "weight_decay": 0.0},
+        {"params": [p for name, p in trained if name not in decayed], "weight_decay": 0.0},
+    ]
+
+
+def _bitsandbytes_adamw(groups: list[dict[str, Any]], *, bits: int, paged: bool) -> torch.optim.Optimizer:
+    from bitsandbytes.optim.adamw import AdamW
+
+    optimizer: torch.optim.Optimizer = AdamW(groups, lr=1e-4, optim_bits=bits, is_paged=paged)
+    return optimizer

@@ -1,0 +1,29 @@
+"""A real trace of a small model, made once."""
+
+from __future__ import annotations
+
+import pytest
+
+from advisor.memory.trace import Trace, trace
+from advisor.plan import LoraSettings, Plan
+
+ARCHITECTURE = {
+    "model_type": "phi3",
+    "vocab_size": 4096,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""Large enough for the allocator's large pool: its logits take 8 MiB."""
+
+
+@pytest.fixture(scope="session")
+def small_trace() -> Trace:
+    plan = Plan(model="small", method="lora", lora=LoraSettings(rank=8), micro_batch=2, seq_len=256)
+    return trace(plan, ARCHITECTURE)
