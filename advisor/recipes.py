@@ -8,8 +8,8 @@ from advisor.fit import Fit, explain_fit
 from advisor.hardware import Gpu
 from advisor.memory.estimate import Memory, summarise
 from advisor.memory.step import state_bytes
-from advisor.plan import Plan
-from advisor.profiles import ModelProfile, Recipe, load_model, plan_with_defaults
+from advisor.plan import Attention, Autocast, Plan
+from advisor.profiles import ModelProfile, Recipe, load_model, plan_with_defaults, without_bfloat16
 from advisor.search import evaluate
 from advisor.speed import HOST_BYTES_PER_S, Speed, estimate_speed
 from advisor.units import duration, gib
@@ -45,12 +45,11 @@ def recipe_plan(recipe: Recipe, gpu: Gpu, *, model: str | None = None) -> Plan:
     fields["model"] = model or fields.get("model", "phi-3-mini-4k")
     plan = plan_with_defaults(fields)
     if gpu.bfloat16 is False:
-        plan = replace(
-            plan,
-            dtype="float16" if plan.dtype == "bfloat16" else plan.dtype,
-            autocast="float16" if plan.autocast == "bfloat16" else plan.autocast,
-            attention="sdpa" if plan.attention == "flash_attention_2" else plan.attention,
-        )
+        if plan.dtype == "bfloat16":
+            plan = without_bfloat16(plan)
+        autocast: Autocast = "float16" if plan.autocast == "bfloat16" else plan.autocast
+        attention: Attention = "sdpa" if plan.attention == "flash_attention_2" else plan.attention
+        plan = replace(plan, autocast=autocast, attention=attention)
     return replace(plan, gpu=gpu.profile.name if gpu.profile else None)
 
 

@@ -1,0 +1,106 @@
+"""How far every method goes on every GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from advisor.advise import Request, advise, base_plan
+from advisor.hardware import Gpu, what_if
+from advisor.plan import METHODS, Method
+from advisor.profiles import all_gpus, load_gpu, load_model
+from advisor.search import combinations, evaluate
+from advisor.survey import SEQ_LEN_STEP, Reach, measure_reach, survey
+
+MINI = load_model("phi-3-mini-4k")
+
+
+def gpu_named(name: str) -> Gpu:
+    return what_if(load_gpu(name))
+
+
+def fits(method: Method, gpu: Gpu, model_name: str, *, micro_batch: int, seq_len: int) -> bool:
+    """Whether any combination of the knobs does at exactly that batch, with gradients of earlier ones kept."""
+    model = load_model(model_name)
+    base = base_plan(method, model, gpu, Request(seq_len=seq_len))
+    return any(
+        evaluate(replace(plan, micro_batch=micro_batch), model.architecture, gpu).fit.fits
+        for plan in combinations(base, ("sdpa",))
+    )
+
+
+def test_every_gpu_has_a_row_the_smallest_first() -> None:
+    rows = survey(MINI)
+    assert [row.gpu.name for row in rows] == [gpu.product for gpu in all_gpus()]
+    assert all(set(row.reach) == set(METHODS) for row in rows)
+
+
+def test_what_fits_in_the_survey_is_what_the_advice_says_fits() -> None:
+    for name in ("rtx-4060-8gb", "t4", "rtx-4090", "a100-40gb", "h100"):
+        advice = advise(MINI, gpu_named(name))
+        for part in advice.methods:
+            reach = measure_reach(part.method, gpu_named(name), MINI, Request())
+            assert (reach.micro_batch is not None) == part.fits
+
+
+REACHES = [
+    ("phi-3-mini-4k", "t4", "lora"),
+    ("phi-3-mini-4k", "rtx-4060-8gb", "qlora"),
+    ("phi-3-mini-4k", "a100-40gb", "full"),
+    ("phi-3-medium-4k", "t4", "qlora"),
+    ("phi-3-medium-4k", "rtx-2080-ti", "qlora"),
+    ("phi-3-medium-4k", "v100-32gb", "lora"),
+    ("phi-4", "rtx-4090", "qlora"),
+]
+
+
+@pytest.mark.parametrize(("model_name", "gpu_name", "method"), REACHES)
+def test_a_reach_is_the_last_that_fits(model_name: str, gpu_name: str, method: Method) -> None:
+    gpu = gpu_named(gpu_name)
+    reach = measure_reach(method, gpu, load_model(model_name), Request())
+    assert reach.micro_batch is not None
+    assert reach.seq_len is not None
+    assert fits(method, gpu, model_name, micro_batch=reach.micro_batch, seq_len=2048)
+    assert not fits(method, gpu, model_name, micro_batch=reach.micro_batch + 1, seq_len=2048)
+    assert reach.seq_len % SEQ_LEN_STEP == 0
+    assert fits(method, gpu, model_name, micro_batch=1, seq_len=reach.seq_len)
+    assert not fits(method, gpu, model_name, micro_batch=1, seq_len=reach.seq_len + SEQ_LEN_STEP)
+
+
+def test_grouped_heads_reach_past_lengths_at_which_the_math_kernel_fails() -> None:
+    model = load_model("phi-3-medium-4k")
+    for tenths in range(95, 125):
+        gpu = replace(gpu_named("t4"), total_bytes=int(tenths / 10 * 2**30))
+        reach = measure_reach("qlora", gpu, model, Request(seq_len=1536))
+        lengths = [n for n in range(256, 6144, 256) if fits("qlora", gpu, model.name, micro_batch=1, seq_len=n)]
+        batches = [n for n in range(1, 8) if fits("qlora", gpu, model.name, micro_batch=n, seq_len=1536)]
+        assert (reach.seq_len or 0) >= max(lengths, default=0)
+        assert reach.micro_batch == max(batches, default=None)
+        if lengths and len(lengths) < max(lengths) // 256:
+            break
+    else:
+        pytest.fail("no size at which a shorter sequence fails and a longer one fits")
+
+
+def test_more_memory_reaches_further() -> None:
+    def reach(name: str) -> Reach:
+        return measure_reach("lora", gpu_named(name), MINI, Request())
+
+    small, large = reach("a100-40gb"), reach("a100-80gb")
+    assert small.micro_batch is not None
+    assert large.micro_batch is not None
+    assert large.micro_batch > small.micro_batch
+    assert (large.seq_len or 0) > (small.seq_len or 0)
+
+
+def test_where_a_method_does_not_fit_it_reaches_nothing() -> None:
+    assert measure_reach("full", gpu_named("t4"), MINI, Request()) == Reach(micro_batch=None, seq_len=None)
+
+
+def test_longer_sequences_and_larger_adapters_leave_room_for_fewer() -> None:
+    usual = measure_reach("lora", gpu_named("t4"), MINI, Request()).micro_batch or 0
+    longer = measure_reach("lora", gpu_named("t4"), MINI, Request(seq_len=4096)).micro_batch or 0
+    larger = measure_reach("lora", gpu_named("t4"), MINI, Request(lora_rank=1024)).micro_batch or 0
+    assert 0 < longer < usual
+    assert larger < usual
