@@ -58,6 +58,9 @@ class GpuProfile:
     capability: tuple[int, int] | None
     """CUDA compute capability; None for other vendors."""
 
+    multiprocessors: int | None
+    """Streaming multiprocessors, as the vendor's data sheet counts them; None for other vendors."""
+
     bfloat16: bool
     """Whether the hardware computes in bfloat16."""
 
@@ -353,6 +356,7 @@ def _gpu_from_profile(raw: Mapping[str, Any]) -> GpuProfile:
         driver_bytes=driver_bytes,
         usable_bytes=int(memory["usable_gib"] * GIB) if "usable_gib" in memory else driver_bytes,
         capability=(int(major), int(minor)) if major else None,
+        multiprocessors=compute.get("multiprocessors"),
         bfloat16=compute["bfloat16"],
         dense_16bit_flops=compute["dense_16bit_tflops"] * 1e12,
         bandwidth_bytes_per_s=raw["bandwidth"]["gb_per_s"] * 1e9,

@@ -6,6 +6,7 @@ Sources are files of pytorch/pytorch (aten/src/ATen/native/...) and bitsandbytes
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,8 @@ from advisor.units import KIB, MIB
 
 if TYPE_CHECKING:
     import torch
+
+    from advisor import hardware
 
 AttentionBackend = Literal["flash", "efficient", "cudnn", "math"]
 
@@ -45,6 +48,34 @@ class Cpu:
 
 
 Hardware = Gpu | Cpu
+
+ASSUMED_CAPABILITY = (8, 0)
+"""Of a GPU about which nobody said more than its memory."""
+
+ASSUMED_MULTIPROCESSORS = 108
+"""An A100's, where no profile counts them. They decide only how bitsandbytes multiplies few tokens."""
+
+_CUDNN_FIRST = (9, 10)
+"""Majors of the capabilities on which torch asks cuDNN first, given cuDNN 9.15.1 or newer (torch 2.10 on).
+
+Source: transformers/cuda/sdp_utils.cpp (check_prefer_cudnn_attention).
+"""
+
+
+def hardware_of(gpu: hardware.Gpu) -> Gpu:
+    """What kernels look at, of a GPU as the rest of the project knows it.
+
+    A capability or a number of multiprocessors that nobody said is an A100's. Flash attention is this
+    machine's matter, not the card's: torch's Windows builds leave it out.
+    """
+    count = gpu.profile.multiprocessors if gpu.profile is not None else None
+    return Gpu(
+        capability=gpu.capability or ASSUMED_CAPABILITY,
+        multiprocessors=count or ASSUMED_MULTIPROCESSORS,
+        total_bytes=gpu.total_bytes,
+        has_flash=sys.platform != "win32",
+        prefers_cudnn=(gpu.capability or ASSUMED_CAPABILITY)[0] in _CUDNN_FIRST,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -128,9 +128,7 @@ def norm(ledger: Ledger, s: Shapes, width: int, tokens: int, itemsize: int) -> t
     return out, out_itemsize, backward
 
 
-def linear(
-    ledger: Ledger, s: Shapes, module: Linear, itemsize: int
-) -> tuple[int, int, bool, Callable[[int], int]]:
+def linear(ledger: Ledger, s: Shapes, module: Linear, itemsize: int) -> tuple[int, int, bool, Callable[[int], int]]:
     """A linear module with whatever stands in it: trained, frozen, quantised, adapted.
 
     Returns:

@@ -67,7 +67,17 @@ class Ledger:
     `new` returns a handle, `free` takes it back. Sizes are rounded as the allocator rounds them.
     """
 
-    __slots__ = ("_entries", "_events", "_moments", "_peak_event", "_peaks", "_references", "_since", "live_bytes", "peak_bytes")
+    __slots__ = (
+        "_entries",
+        "_events",
+        "_moments",
+        "_peak_event",
+        "_peaks",
+        "_references",
+        "_since",
+        "live_bytes",
+        "peak_bytes",
+    )
 
     def __init__(self) -> None:
         self._entries: list[tuple[Term, tuple[int, ...], int, int, Component]] = []

@@ -24,9 +24,7 @@ _WORKSPACE_BYTES = 8_519_680
 _HOPPER_WORKSPACE_BYTES = 33_554_432
 
 
-def layer_shapes(
-    plan: Plan, arch: Architecture, *, capability: tuple[int, int] | None, backend: Backend
-) -> Shapes:
+def layer_shapes(plan: Plan, arch: Architecture, *, capability: tuple[int, int] | None, backend: Backend) -> Shapes:
     """The plain numbers that a plan's layers are computed from."""
     kernel, _ = choose_kernel(plan, arch, capability=capability, backend=backend)
     masked = needs_mask(plan, arch)
@@ -226,9 +224,7 @@ def _hold_layers(ledger: Ledger, s: Shapes, layers: int) -> list[int]:
     decoder_layer(probe, s)
     handles = []
     for entry in probe.alive():
-        handles.append(
-            ledger.new(entry.term, *entry.sizes, count=entry.count * layers, component=entry.component)
-        )
+        handles.append(ledger.new(entry.term, *entry.sizes, count=entry.count * layers, component=entry.component))
     return handles
 
 
@@ -319,9 +315,7 @@ def chunk_rows(tokens: int, hidden: int, vocabulary: int) -> int:
     return max(1, min((1 << (target - 1).bit_length()) // 2, tokens))
 
 
-def _chunked_loss(
-    ledger: Ledger, arch: Architecture, s: Shapes, normed: int, itemsize: int, casts: list[int]
-) -> int:
+def _chunked_loss(ledger: Ledger, arch: Architecture, s: Shapes, normed: int, itemsize: int, casts: list[int]) -> int:
     ledger.at("loss")
     rows = chunk_rows(s.tokens, s.hidden, arch.vocab_size)
     back = ledger.new(terms.hidden_states, s.tokens, s.hidden, itemsize)

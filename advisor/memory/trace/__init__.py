@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from advisor.memory.kernels import hardware_of
 from advisor.memory.trace.result import Allocation, Component, Event, Trace
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ def trace(
     capability: tuple[int, int] | None = None,
     steps: int = 2,
     empties_cache: bool = True,
+    progress: Callable[[str], None] | None = None,
 ) -> Trace:
     """Trace the making of a model and `steps` optimizer steps.
 
@@ -31,6 +33,7 @@ def trace(
         steps: optimizer steps; the second has the optimizer's states.
         empties_cache: whether torch.cuda.empty_cache() is called between loading and training, as
             this project's trainer does.
+        progress: called with the name of what begins: building, loading, step 1, step 2, ..., replay.
 
     Raises:
         InputError: the plan or the architecture cannot be used.
@@ -40,8 +43,11 @@ def trace(
     from advisor.memory.trace.run import record, summarize
 
     gpu = gpu or AnyGpu(capability=capability or (8, 0))
-    events, built = record(plan, architecture, gpu, steps)
+    tell = progress or (lambda _: None)
+    tell("building")
+    events, built = record(plan, architecture, gpu, steps, tell)
+    tell("replay")
     return summarize(events, built, gpu, empties_cache=empties_cache)
 
 
-__all__ = ["Allocation", "Component", "Event", "Trace", "trace"]
+__all__ = ["Allocation", "Component", "Event", "Trace", "hardware_of", "trace"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,11 +20,16 @@ from advisor.training.step import Step, make_batch, settings_of, wrap_forward
 
 
 def record(
-    plan: Plan, architecture: Mapping[str, Any], hardware: Hardware, steps: int
+    plan: Plan,
+    architecture: Mapping[str, Any],
+    hardware: Hardware,
+    steps: int,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Event], BuiltModel]:
     """The allocations of loading and `steps` optimizer steps, in order, and the model that made them."""
     tracker = Tracker("meta", hardware, padded=plan.padding == "longest", tokens=plan.seq_len)
     skeleton = build_skeleton(plan, architecture)
+    progress("loading")
     with tracker:
         built = fill_model(skeleton, plan, "meta")
     vocabulary = built.causal_lm.config.get_text_config().vocab_size
@@ -39,7 +44,8 @@ def record(
     with _naming_what_stopped(tracker), semantics, tracker, tracker.following_modules(built.model, built.decoder):
         optimizer = build_optimizer(plan, built.model)
         step = Step(built.model, optimizer, settings_of(plan), tracker.enter)
-        for _ in range(steps):
+        for number in range(1, steps + 1):
+            progress(f"step {number}")
             step.run(batches)
             _label_states(tracker, optimizer)
     return tracker.events, built
