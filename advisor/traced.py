@@ -15,7 +15,7 @@ from advisor.hardware import Gpu
 from advisor.memory.allocator import Block, CachingAllocator
 from advisor.memory.estimate import Memory, Parameters, estimate
 from advisor.memory.ledger import COMPONENTS, Component
-from advisor.memory.step import PAGED_SMALLEST
+from advisor.memory.resident import PAGED_SMALLEST
 from advisor.memory.trace import Trace
 from advisor.memory.trace.replayed import walk
 from advisor.plan import Plan
