@@ -18,97 +18,19 @@ from typing import Any
 
 import torch
 from torch.utils import checkpoint as torch_checkpoint
-from torch.utils._python_dispatch import _disable_current_modes
 
 from advisor.memory.kernels import AttentionCall, Cpu, Gpu, Hardware, choose_attention
+from advisor.memory.trace.attention import attention_on_cpu, run_attention
+from advisor.memory.trace.autocast_lists import FP32, FP32_RESULT, LOWER, PROMOTE
+from advisor.memory.trace.libraries import (
+    chunked_loss_options,
+    device_lists_with_meta,
+    flash_attention_package,
+    paged_memory,
+)
 
 _KEY: Any = torch._C.DispatchKey.AutocastPrivateUse1  # type: ignore[attr-defined]
 _KEYS = torch._C.DispatchKeySet(_KEY)
-
-_LOWER = [
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "convolution",
-    "prelu",
-    "addmm",
-    "addmv",
-    "addr",
-    "matmul",
-    "einsum",
-    "mm",
-    "mv",
-    "linalg_vecdot",
-    "linear",
-    "addbmm",
-    "baddbmm",
-    "bmm",
-    "chain_matmul",
-    "linalg_multi_dot",
-    "_scaled_dot_product_flash_attention",
-]
-_FP32 = [
-    "acos",
-    "asin",
-    "cosh",
-    "erfinv",
-    "exp",
-    "expm1",
-    "log",
-    "log10",
-    "log2",
-    "log1p",
-    "reciprocal",
-    "rsqrt",
-    "sinh",
-    "tan",
-    "pow.Tensor_Scalar",
-    "pow.Tensor_Tensor",
-    "pow.Scalar",
-    "softplus",
-    "layer_norm",
-    "native_layer_norm",
-    "rms_norm",
-    "group_norm",
-    "cosine_similarity",
-    "poisson_nll_loss",
-    "nll_loss",
-    "nll_loss2d",
-    "kl_div",
-    "l1_loss",
-    "smooth_l1_loss",
-    "huber_loss",
-    "mse_loss",
-    "binary_cross_entropy_with_logits",
-    "dist",
-    "cdist",
-    "renorm",
-    "logsumexp",
-]
-_FP32_RESULT = [
-    "prod",
-    "prod.dim_int",
-    "softmax.int",
-    "log_softmax.int",
-    "cumprod",
-    "cumsum",
-    "linalg_vector_norm",
-    "sum",
-    "sum.dim_IntList",
-]
-_PROMOTE = [
-    "addcdiv",
-    "addcmul",
-    "atan2",
-    "bilinear",
-    "cross",
-    "dot",
-    "vdot",
-    "grid_sampler",
-    "index_put",
-    "tensordot",
-    "scatter_add",
-]
 
 
 class DeviceSemantics:
@@ -131,10 +53,11 @@ class DeviceSemantics:
         torch.set_autocast_enabled("privateuseone", True)
         self._stack.callback(torch.set_autocast_enabled, "privateuseone", False)
         self._stack.enter_context(torch._C._IncludeDispatchKeyGuard(_KEY))
-        self._stack.enter_context(_device_lists_with_meta(self.hardware))
+        self._stack.enter_context(device_lists_with_meta(self.hardware))
         self._stack.enter_context(self._autocast_for_meta())
-        self._stack.enter_context(_flash_attention_package())
-        self._stack.enter_context(_paged_memory())
+        self._stack.enter_context(flash_attention_package())
+        self._stack.enter_context(paged_memory())
+        self._stack.enter_context(chunked_loss_options(self.hardware))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -162,13 +85,14 @@ class DeviceSemantics:
             return
         yield "dropout", self._dropout
         for names, adapt in (
-            (_LOWER, self._lower),
-            (_FP32, self._to_fp32),
-            (_FP32_RESULT, self._to_fp32_result),
-            (_PROMOTE, self._promote),
+            (LOWER, self._lower),
+            (FP32, self._to_fp32),
+            (FP32_RESULT, self._to_fp32_result),
+            (PROMOTE, self._promote),
         ):
             for name in names:
-                yield name, partial(_adapted, _overload(name), adapt)
+                operation = _HALF_TO_FLOAT.get(name) or _overload(name)
+                yield name, partial(_adapted, operation, adapt)
 
     def _cast(self, dtype: torch.dtype, value: Any) -> Any:
         """autocast's cached_cast: fp32 parameters keep their 16-bit copy until the outermost exit."""
@@ -258,7 +182,7 @@ class DeviceSemantics:
         with torch._C._ExcludeDispatchKeyGuard(_KEYS):
             if isinstance(self.hardware, Gpu):
                 return run_attention(call, choose_attention(call, self.hardware).name)
-            return _attention_on_cpu(call)
+            return attention_on_cpu(call)
 
     @contextmanager
     def _autocast_for_meta(self) -> Iterator[None]:
@@ -301,6 +225,21 @@ def _overload(name: str) -> Any:
     return getattr(getattr(torch.ops.aten, packet), overload or "default")
 
 
+def _softmax(tensor: torch.Tensor, dim: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """From float16 to fp32 in one kernel, without a copy. Source: ATen/native/SoftMax.cpp (softmax)."""
+    fused = tensor.dtype == torch.float16 and dtype == torch.float32
+    return torch._softmax(tensor, dim, True) if fused else torch.ops.aten.softmax.int(tensor, dim, dtype)
+
+
+def _log_softmax(tensor: torch.Tensor, dim: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """As `_softmax`."""
+    fused = tensor.dtype == torch.float16 and dtype == torch.float32
+    return torch._log_softmax(tensor, dim, True) if fused else torch.ops.aten.log_softmax.int(tensor, dim, dtype)
+
+
+_HALF_TO_FLOAT: dict[str, Callable[..., torch.Tensor]] = {"softmax.int": _softmax, "log_softmax.int": _log_softmax}
+
+
 def _adapted(
     operation: Any,
     adapt: Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]],
@@ -311,202 +250,3 @@ def _adapted(
         if torch.is_autocast_enabled("cuda"):
             args, kwargs = adapt(args, kwargs)
         return operation(*args, **kwargs)
-
-
-@contextmanager
-def _device_lists_with_meta(hardware: Hardware) -> Iterator[None]:
-    """torch picks foreach and fused optimizers, and foreach norms, by device type."""
-    names = ["_get_fused_kernels_supported_devices"]
-    if isinstance(hardware, Gpu):
-        names.append("_get_foreach_kernels_supported_devices")
-    from torch.optim import optimizer
-    from torch.utils import _foreach_utils
-
-    saved = []
-    for module in (optimizer, _foreach_utils):
-        for name in names:
-            original = getattr(module, name)
-            saved.append((module, name, original))
-            setattr(module, name, lambda original=original: [*original(), "meta"])
-    try:
-        yield
-    finally:
-        for module, name, original in saved:
-            setattr(module, name, original)
-
-
-def run_attention(call: AttentionCall, backend: str) -> torch.Tensor:
-    """Call the kernel that was chosen, with the conversions that SDPA makes around it.
-
-    Source: ATen/native/transformers/attention.cpp (scaled_dot_product_attention).
-    """
-    aten = torch.ops.aten
-    if backend == "flash":
-        return _flash(call)
-    mask = _additive_mask(call)
-    if backend == "efficient":
-        if mask is not None:
-            mask = _aligned_mask(mask, call)
-        keep = any(t.requires_grad for t in (call.query, call.key, call.value))
-        result: torch.Tensor = aten._scaled_dot_product_efficient_attention(
-            call.query, call.key, call.value, mask, keep, call.dropout, call.causal, scale=call.scale
-        )[0]
-        return result
-    if backend == "cudnn":
-        keep = any(t.requires_grad for t in (call.query, call.key, call.value))
-        result = aten._scaled_dot_product_cudnn_attention(
-            call.query, call.key, call.value, mask, keep, call.dropout, call.causal, False, scale=call.scale
-        )[0]
-        return result
-    result = aten._scaled_dot_product_attention_math(
-        call.query,
-        call.key,
-        call.value,
-        mask,
-        call.dropout,
-        call.causal,
-        None,
-        scale=call.scale,
-        enable_gqa=call.grouped,
-    )[0]
-    return result
-
-
-def _attention_on_cpu(call: AttentionCall) -> torch.Tensor:
-    """torch's own choice for CPU tensors like these. Source: ATen/native/transformers/attention.cpp."""
-    with _disable_current_modes():
-        twins = [
-            torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, requires_grad=t.requires_grad)
-            if t is not None
-            else None
-            for t in (call.query, call.key, call.value, call.mask)
-        ]
-        choose: Any = torch._fused_sdp_choice
-        choice = choose(
-            *twins, dropout_p=call.dropout, is_causal=call.causal, scale=call.scale, enable_gqa=call.grouped
-        )
-    if choice == torch.nn.attention.SDPBackend.FLASH_ATTENTION.value:
-        output: torch.Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            call.query,
-            call.key,
-            call.value,
-            call.dropout,
-            call.causal,
-            attn_mask=_additive_mask(call),
-            scale=call.scale,
-        )[0]
-        return output
-    return run_attention(call, "math")
-
-
-def _flash(call: AttentionCall) -> torch.Tensor:
-    """flash: head dimensions are padded to a multiple of 8 and the output is cut back."""
-    size = call.query.size(-1)
-    scale = call.scale if call.scale is not None else size**-0.5
-    padded = [_padded(tensor) for tensor in (call.query, call.key, call.value)]
-    output: torch.Tensor = torch.ops.aten._scaled_dot_product_flash_attention(
-        *padded, call.dropout, call.causal, False, scale=scale
-    )[0]
-    return output if size == output.size(-1) else output[..., :size]
-
-
-def _padded(tensor: torch.Tensor) -> torch.Tensor:
-    missing = -tensor.size(-1) % 8
-    return torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor
-
-
-def _additive_mask(call: AttentionCall) -> torch.Tensor | None:
-    """A boolean mask becomes one of the query's dtype, of the mask's own shape."""
-    if call.mask is None or call.mask.dtype != torch.bool:
-        return call.mask
-    zero = torch.zeros((), dtype=call.query.dtype, device=call.query.device)
-    return torch.where(call.mask.logical_not(), float("-inf"), zero)
-
-
-def _aligned_mask(mask: torch.Tensor, call: AttentionCall) -> torch.Tensor:
-    """The memory-efficient kernel wants strides that are multiples of 8, else a padded copy."""
-    if mask.stride(-1) != 1 or any(mask.stride(dim) % 8 for dim in range(mask.dim() - 1)):
-        columns = mask.size(-1)
-        mask = torch.nn.functional.pad(mask, (0, 8 - columns % 8))[..., :columns]
-    return mask.expand(call.query.size(0), call.query.size(1), call.query.size(2), call.key.size(2))
-
-
-@contextmanager
-def _flash_attention_package() -> Iterator[None]:
-    """Give transformers' flash_attention_2 torch's own flash kernel, which allocates the same.
-
-    Source: transformers modeling_flash_attention_utils.py; flash-attn flash_attn_interface.py.
-    """
-    from transformers import modeling_flash_attention_utils as utils
-
-    loaded = (utils._loaded_implementation, utils._lazy_imports)
-
-    def functions(*_: Any, **__: Any) -> tuple[Any, ...]:
-        return _flash_dense, _flash_packed, None, utils._pad_input, utils._unpad_input
-
-    utils._loaded_implementation, utils._lazy_imports = None, functions
-    try:
-        yield
-    finally:
-        utils._loaded_implementation, utils._lazy_imports = None, loaded[1]
-
-
-def _flash_dense(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    dropout_p: float = 0.0,
-    softmax_scale: float | None = None,
-    causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),  # noqa: ARG001 - transformers asks whether the package takes it
-) -> torch.Tensor:
-    """flash_attn_func; tensors are (batch, tokens, heads, head size)."""
-    output: torch.Tensor = torch.ops.aten._flash_attention_forward(
-        q, k, v, None, None, q.size(1), k.size(1), dropout_p, causal, False, scale=softmax_scale
-    )[0]
-    return output
-
-
-def _flash_packed(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    dropout_p: float = 0.0,
-    softmax_scale: float | None = None,
-    causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),  # noqa: ARG001 - transformers asks whether the package takes it
-) -> torch.Tensor:
-    """flash_attn_varlen_func; tensors are (tokens, heads, head size)."""
-    output: torch.Tensor = torch.ops.aten._flash_attention_forward(
-        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, causal, False, scale=softmax_scale
-    )[0]
-    return output
-
-
-@contextmanager
-def _paged_memory() -> Iterator[None]:
-    """bitsandbytes' paged states are CUDA managed memory, which torch's allocator never sees."""
-    try:
-        from bitsandbytes import functional
-    except ImportError:
-        yield
-        return
-    saved = (functional.get_paged, functional.prefetch_tensor, functional.fill)
-
-    def get_paged(*shape: int, dtype: torch.dtype = torch.float32, **_: Any) -> torch.Tensor:
-        with _disable_current_modes():
-            tensor = torch.empty(shape, dtype=dtype, device="meta")
-        tensor.is_paged = True  # type: ignore[attr-defined]
-        return tensor
-
-    functional.get_paged = get_paged
-    functional.prefetch_tensor = lambda *_, **__: None
-    functional.fill = lambda *_, **__: None
-    try:
-        yield
-    finally:
-        functional.get_paged, functional.prefetch_tensor, functional.fill = saved

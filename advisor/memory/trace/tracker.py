@@ -11,16 +11,20 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from advisor.memory import kernels
 from advisor.memory.kernels import Gpu, Hardware
+from advisor.memory.trace.libraries import chunked_loss_operation, run_chunked_loss
 from advisor.memory.trace.result import Allocation, Component, Event
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)(?:\.|$)")
+_ADD = torch.ops.aten.add.Tensor
+_is_dense = torch._prims_common.is_non_overlapping_and_dense_or_false
 _SEQUENCE_NUMBER: Callable[[], int] = torch._C._autograd._get_sequence_nr
 
 
@@ -34,6 +38,8 @@ class Places:
     last: str = ""
     moment: str = "load"
     operation: str = ""
+    adds_mask: bool = False
+    """Inside attention's math path, where the only sum is the mask's."""
 
 
 class Tracker(TorchDispatchMode):
@@ -60,6 +66,7 @@ class Tracker(TorchDispatchMode):
         self._rules = kernels.rules(hardware)
         self._blas = kernels.cublas_operations() if isinstance(hardware, Gpu) else frozenset()
         self._workspaces: set[bool] = set()
+        self._chunked_loss = chunked_loss_operation()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -70,6 +77,9 @@ class Tracker(TorchDispatchMode):
         if func is torch.ops.aten.nonzero.default and args[0].device.type == "meta":
             func, args = torch.ops.aten.new_empty.default, _as_if_all_were_true(args[0])
             kwargs = {"dtype": torch.int64}
+        if func is self._chunked_loss:
+            with self:
+                return run_chunked_loss(args, self._hardware)
         module = self._locate()
         self.places.operation = f"{func} in {module}" if module else str(func)
         if func in self._blas:
@@ -78,11 +88,41 @@ class Tracker(TorchDispatchMode):
         inside = rule(kernels.Call(args, kwargs, self._hardware)) if rule is not None else kernels.NOTHING
         temporary = [self._temporary(size, func, module) for size in inside.first]
         result = func(*args, **kwargs)
-        self._register_outputs(result, func, module)
+        if func is _ADD and self._is_in_place(args):
+            self._take_over(args[0], result)
+        else:
+            self._register_outputs(result, func, module)
         temporary += [self._temporary(size, func, module) for size in inside.then]
         for allocation in temporary:
             self.events.append(Event(allocation, True, self.places.moment))
         return result
+
+    def _is_in_place(self, args: tuple[Any, ...]) -> bool:
+        """Whether a real device would add into the first tensor, where a dispatch mode makes torch copy.
+
+        Autograd adds a second gradient of one tensor into the first if nobody else holds that; math attention
+        adds its mask to the scores.
+        Source: torch/csrc/autograd/input_buffer.cpp (accumulate), ATen/native/transformers/attention.cpp
+        (_scaled_dot_product_attention_math).
+        """
+        old, new = args[:2]
+        if not isinstance(new, torch.Tensor) or old.untyped_storage()._cdata not in self._live:
+            return False
+        if self.places.adds_mask:
+            return True
+        if self.places.phase != "backward" or torch._C._current_autograd_node() is not None:
+            return False
+        alone = old._use_count() <= _uses_of_a_lone_gradient() and not old._is_view()
+        return alone and bool(_is_dense(old)) and old.shape == new.shape and old.dtype == new.dtype
+
+    def _take_over(self, old: torch.Tensor, new: torch.Tensor) -> None:
+        """Follow the new tensor as the continuation of the old one."""
+        _, allocation = self._live.pop(old.untyped_storage()._cdata)
+        self._follow(new.untyped_storage(), allocation)
+
+    def _follow(self, storage: Any, allocation: Allocation) -> None:
+        key = storage._cdata
+        self._live[key] = (weakref.ref(storage, lambda _: self._free(key)), allocation)
 
     def _answer(self, tensor: torch.Tensor) -> Any:
         """The value of a tensor that has none."""
@@ -155,7 +195,7 @@ class Tracker(TorchDispatchMode):
             size, tuple(tensor.shape), str(tensor.dtype)[6:], module, operation, self.places.moment, component
         )
         self.events.append(Event(allocation, False, self.places.moment))
-        self._live[key] = (weakref.ref(storage, lambda _: self._free(key)), allocation)
+        self._follow(storage, allocation)
 
     def _free(self, key: int) -> None:
         entry = self._live.pop(key, None)
@@ -214,6 +254,27 @@ class Tracker(TorchDispatchMode):
             for hook in hooks:
                 hook.remove()
             stack.clear()
+
+
+@cache
+def _uses_of_a_lone_gradient() -> int:
+    """How often a gradient that only autograd holds is counted when a dispatch mode sees it: ask torch."""
+    seen: list[int] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is _ADD:
+                seen.append(args[0]._use_count())
+            return func(*args, **(kwargs or {}))
+
+    with _disable_current_modes(), torch.enable_grad(), torch.device("meta"):
+        leaf = torch.empty(4, requires_grad=True)
+        branch = leaf * 1.0
+        # Each product gives its input a gradient of its own, and the second is added to the first.
+        loss = torch.cat([branch * 2.0, branch * 3.0]).sum()
+        with Watch():
+            loss.backward()
+    return min(seen)
 
 
 def _as_if_all_were_true(tensor: torch.Tensor) -> tuple[Any, ...]:
