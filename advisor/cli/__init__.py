@@ -16,6 +16,9 @@ _SUBCOMMANDS = {
     "trace": "Memory of one plan, from the installed code run without storage.",
 }
 
+_READER_GONE = 128 + 13
+"""As a shell reports a program that SIGPIPE ended."""
+
 
 class _LazyGroup(click.Group):
     """A group whose commands are imported when they are called."""
@@ -30,6 +33,14 @@ class _LazyGroup(click.Group):
 
         command: click.Command = import_module(f"advisor.cli.{cmd_name}").command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # click would exit with 1, which here means that nothing fits.
+            _silence_stdout()
+            ctx.exit(_READER_GONE)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -128,7 +139,7 @@ def _run(words: list[str]) -> int:
         return 130
     except BrokenPipeError:
         _silence_stdout()
-        return 141
+        return _READER_GONE
     except Exception as error:
         unexpected = AdvisorError(
             f"Something went wrong that should not: {type(error).__name__}: {error}",

@@ -93,7 +93,9 @@ def group_modules(alive: Iterable[Allocation]) -> list[ModuleRow]:
     """Everything by module, the most bytes first; what belongs to none goes by its component."""
     sizes: dict[str, list[int]] = {}
     for item in alive:
-        name = module_name(item.module) or f"({item.component})"
+        name = module_name(item.module)
+        if not name or " " in name:  # a thread, say
+            name = f"({item.component})"
         sizes.setdefault(name, []).append(rounded(item.nbytes))
     rows = (ModuleRow(name, len(members), sum(members)) for name, members in sizes.items())
     return sorted(rows, key=lambda row: -row.total_bytes)

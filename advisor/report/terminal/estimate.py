@@ -10,7 +10,7 @@ from rich.text import Text
 from advisor.report.terminal.bars import LEGEND, fit_style, memory_bar, share_bar
 from advisor.report.terminal.subject import print_gpu, print_model, print_plan
 from advisor.report.terminal.text import clean, line_width, plain_table, print_paragraph, print_warnings, sentence
-from advisor.units import count, gib
+from advisor.units import GIB, count, gib, size
 
 if TYPE_CHECKING:  # this screen loads no more of the rest than its own values did
     from collections.abc import Iterable
@@ -107,6 +107,7 @@ def print_sizes(
     title: str, sizes: Iterable[tuple[str, int]], whole_bytes: int, console: Console, *, peak: str = ""
 ) -> None:
     """Sizes as shares of a whole, a bar each; what is nothing is left out."""
+    unit = gib if whole_bytes >= GIB else size
     shown = [(clean(name), size_bytes) for name, size_bytes in sizes if size_bytes]
     name_width = min(max(_NAME_WIDTH, *(len(name) for name, _ in shown), 0), _WIDEST_NAME)
     bar_width = line_width(console) - name_width - _SIZE_WIDTH - _GAPS
@@ -114,7 +115,7 @@ def print_sizes(
     table.columns[1].justify = "right"
     for name, size_bytes in shown:
         bar = share_bar(size_bytes, whole_bytes, bar_width - (len(" peak") if peak else 0))
-        table.add_row(Text(name), gib(size_bytes), bar.append(" peak", style="bold") if name == peak else bar)
+        table.add_row(Text(name), unit(size_bytes), bar.append(" peak", style="bold") if name == peak else bar)
     console.print()
     console.print(Text(title, style="bold"))
     console.print(table)
