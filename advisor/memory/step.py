@@ -30,7 +30,7 @@ EMBEDDING_ROWS = 3072
 """Up to so many tokens the embedding's gradient takes no temporaries (aten/src/ATen/native/cuda/Embedding.cu)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """One layer's events on a ledger of its own, to be repeated where the layer runs."""
 
