@@ -18,6 +18,8 @@ from advisor.memory.tape import Gradients, Node, Storage, Tape, Value
 
 def attend(tape: Tape, s: Shapes, q: Value, k: Value, v: Value) -> tuple[Value, Storage | None]:
     """The output as (batch, tokens, heads × head size), and eager attention's weights, which its callers hold."""
+    if s.caches:
+        k, v = (_cache(tape, s, x) for x in (k, v))
     if s.repeat_kv:
         k, v = (_repeat(tape, s, x) for x in (k, v))
     if s.kernel == "eager":
@@ -44,19 +46,35 @@ def _in_order(tape: Tape, s: Shapes, out: Value) -> Value:
 
 
 def _repeat(tape: Tape, s: Shapes, x: Value) -> Value:
-    """Keys or values copied to all query heads (repeat_kv)."""
+    """Keys or values copied to all query heads (repeat_kv); a single one is only seen so many times."""
 
     def rule(_: Node) -> Gradients:
         return (tape.new(terms.rotated, s.tokens, s.kv, x_itemsize),)
 
     x_itemsize = x.itemsize
-    return Value(tape.new(terms.repeated_heads, s.tokens, s.query, x_itemsize), x_itemsize, tape.record(rule, x.node))
+    single = s.kv_heads == 1
+    storage = x.storage if single else tape.new(terms.repeated_heads, s.tokens, s.query, x_itemsize)
+    return Value(storage, x_itemsize, tape.record(rule, x.node))
 
 
 def _gradients(tape: Tape, s: Shapes, itemsize: int) -> Gradients:
     """Of queries, keys and values."""
     kv = s.query if s.repeat_kv else s.kv
     return tuple(tape.new(terms.rotated, s.tokens, width, itemsize) for width in (s.query, kv, kv))
+
+
+def _cache(tape: Tape, s: Shapes, x: Value) -> Value:
+    """Keys or values joined to an empty cache, which the held outputs keep until the step ends.
+
+    Source: transformers/cache_utils.py, DynamicLayer.update.
+    """
+
+    def rule(node: Node) -> Gradients:
+        return (node.take(),)
+
+    storage = tape.new(terms.rotated, s.tokens, s.kv, x.itemsize)
+    tape.outlives.append(storage.keep())
+    return Value(storage, x.itemsize, tape.record(rule, x.node, views=True))
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -152,7 +170,7 @@ def _math(tape: Tape, s: Shapes, q: Value, k: Value, v: Value) -> Value:
     kept_k = new()
     if s.batch > 1 and not s.fused:
         kept_q = new()
-        if not grouped:
+        if not (grouped or s.caches):
             kept_k = new()
     square = (s.batch, s.heads, s.seq)
     scores = tape.new(terms.attention_scores, *square, 4)
@@ -160,7 +178,7 @@ def _math(tape: Tape, s: Shapes, q: Value, k: Value, v: Value) -> Value:
     infinite = tape.new(terms.attention_scores, *square, 1)
     del scores, infinite
     narrow = tape.new(terms.attention_scores, *square, 2) if itemsize == 2 else None
-    if s.batch > 1 and not grouped:
+    if s.batch > 1 and not (grouped or s.caches):
         kept_v = new()
     out = new()
     if itemsize == 2:
@@ -212,7 +230,8 @@ def _eager(tape: Tape, s: Shapes, q: Value, k: Value, v: Value) -> tuple[Value, 
     itemsize = q.itemsize
     new = partial(tape.new, terms.repeated_heads, s.tokens, s.query, itemsize)
     kept_q = new() if many and not s.fused else q.storage
-    kept_k = new() if many and not s.fused and not grouped else k.storage
+    strided = many and (not grouped or s.kv_heads == 1)
+    kept_k = new() if strided and not (s.fused or s.caches) else k.storage
     square = (s.batch, s.heads, s.seq)
     scores = tape.new(terms.attention_scores, *square, itemsize)
     scores = tape.new(terms.attention_scores, *square, itemsize)
@@ -227,7 +246,7 @@ def _eager(tape: Tape, s: Shapes, q: Value, k: Value, v: Value) -> tuple[Value, 
     cast = weights
     if itemsize == 2 and before == 4:
         cast = tape.new(terms.attention_scores, *square, 2)
-    kept_v = new() if many and not grouped else v.storage
+    kept_v = new() if strided and not s.caches else v.storage
     out = tape.new(terms.attention_output, s.tokens, s.query, itemsize)
 
     def rule(node: Node) -> Gradients:

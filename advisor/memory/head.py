@@ -45,7 +45,7 @@ def run_head(ledger: Ledger, plan: Plan, arch: Architecture, s: Shapes, casts: l
     bottom = waiting()
     tied: list[Storage] = []
     if plan.loss == "chunked":
-        _chunked_loss(tape, arch, s, _normed(tape, s, bottom), casts, tied)
+        _chunked_loss(tape, plan, arch, s, _normed(tape, s, bottom), casts, tied)
     else:
         _standard_loss(tape, plan, arch, s, _normed(tape, s, bottom), casts, tied)
     ledger.at("head backward")
@@ -133,29 +133,47 @@ def chunk_rows(tokens: int, hidden: int, vocabulary: int) -> int:
 
 
 def _chunked_loss(
-    tape: Tape, arch: Architecture, s: Shapes, normed: Value, casts: list[int], tied: list[Storage]
+    tape: Tape, plan: Plan, arch: Architecture, s: Shapes, normed: Value, casts: list[int], tied: list[Storage]
 ) -> None:
     """torch.nn.functional.linear_cross_entropy: a chunk of logits at a time, and all gradients already in forward.
 
-    It is on none of autocast's lists, so it computes in the hidden states' dtype.
+    Autocast does not know it: hidden states and weight are converted before.
     Source: torch/nn/modules/linear_cross_entropy.py, _ChunkContext.build, on CUDA with the policy "compact".
     """
-    rows, itemsize = chunk_rows(s.tokens, s.hidden, s.vocabulary), normed.itemsize
+    elements = arch.vocab_size * arch.hidden_size
+    x = convert(tape, normed, s.tokens, s.hidden, 2) if s.autocast else normed
+    del normed
+    itemsize = x.itemsize
+    copies = s.autocast and _head_storage(plan, s) == 4
+    weight = tape.new(terms.cast_weight, elements) if copies else None
+    rows = chunk_rows(s.tokens, s.hidden, s.vocabulary)
     wide = itemsize == 2 and not s.half
-    logits = tape.new(terms.logits, rows, s.vocabulary, 4 if wide else itemsize)
+    inside = [tape.new(terms.logits, rows, s.vocabulary, 4 if wide else itemsize)]
     gradient = tape.new(terms.hidden_states, s.tokens, s.hidden, itemsize)
-    inside = [logits]
-    if s.trained:
-        _keep_head_gradient(tape, arch, s, tied)
-        if itemsize == 2:
-            inside.append(tape.new(terms.hidden_states, rows, s.hidden, 4))
+    of_weight = tape.new(terms.gradient, elements, itemsize) if s.trained else None
+    if s.trained and itemsize == 2:
+        inside.append(tape.new(terms.hidden_states, rows, s.hidden, 4))
     if wide:
         inside.append(tape.new(terms.logits, rows, s.vocabulary, 2))
     inside.append(tape.new(terms.hidden_states, rows, s.hidden, itemsize))
-    node = normed.node
-    del logits, inside, normed
+    node = x.node
+    del inside, x, weight
     tape.casts.clear()
     tape.ledger.free(*casts)
     tape.ledger.at("loss backward")
+    if of_weight is not None:
+        _receive_head_gradient(tape, arch, s, tied, of_weight, copied=copies)
     if node is not None:
         node.receive(gradient, is_view=True, ledger=tape.ledger)
+
+
+def _receive_head_gradient(
+    tape: Tape, arch: Architecture, s: Shapes, tied: list[Storage], gradient: Storage, *, copied: bool
+) -> None:
+    """The chunked loss's gradient of the head, in the weight's dtype."""
+    if copied:
+        gradient = tape.new(terms.gradient, arch.vocab_size * arch.hidden_size, s.storage)
+    if arch.tied:
+        tied.append(gradient)
+    elif not s.gradients_kept:
+        gradient.keep()

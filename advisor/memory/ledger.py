@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -188,7 +188,7 @@ class Ledger:
             alive.discard(~event) if event < 0 else alive.add(event)
         return alive
 
-    def repeat(self, source: Ledger, handles: set[int], count: int) -> list[int]:
+    def repeat(self, source: Ledger, handles: Set[int], count: int) -> list[int]:
         """Allocates `count` of each of another ledger's tensors, and returns their handles."""
         made = []
         for handle in sorted(handles):

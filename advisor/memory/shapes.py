@@ -40,6 +40,9 @@ class Shapes:
     mask_rows: int
     """Rows of sequences in the attention mask; 0: there is none."""
 
+    caches: bool
+    """Keys and values are copied into a cache: a hand-written loop that holds its outputs and left use_cache on."""
+
     trained: bool
     """Every weight is trained (full fine-tuning)."""
 
@@ -99,6 +102,7 @@ def layer_shapes(plan: Plan, arch: Architecture, *, capability: tuple[int, int] 
         capability=capability,
         repeat_kv=grouped and (plan.attention == "eager" or (plan.attention == "sdpa" and rows > 0)),
         mask_rows=rows,
+        caches=plan.hold_outputs and not plan.gradient_checkpointing,
         trained=plan.method == "full",
         quantized=plan.quantization is not None,
         double=plan.quantization is not None and plan.quantization.double,

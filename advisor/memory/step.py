@@ -6,6 +6,7 @@ The step is one in steady state: optimizer states exist, and gradients of earlie
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from advisor.architecture import Architecture
 from advisor.memory import terms
@@ -46,6 +47,9 @@ class Layer:
     saved: frozenset[int]
     """What is kept for backward."""
 
+    outlives: frozenset[int]
+    """What is kept until the step ends."""
+
     gradient: int
     """Handle of the output's gradient."""
 
@@ -56,8 +60,11 @@ class Layer:
     """Handle of the input's gradient; None if it has none."""
 
 
+@lru_cache(maxsize=128)
 def run_layer(s: Shapes, *, checkpointed: bool, requires_grad: bool) -> Layer:
     """Forward and backward of one layer; of a checkpointed one only the backward, with its recomputation.
+
+    The search asks for the same layer under every loss and optimizer, so the answer is remembered.
 
     Args:
         requires_grad: gradients flow through the layer's input.
@@ -73,7 +80,7 @@ def run_layer(s: Shapes, *, checkpointed: bool, requires_grad: bool) -> Layer:
         values.clear()
         output, top, forward = out.storage.handle, out.node, ledger.position
         tape.casts.clear()
-        saved = frozenset(ledger.handles_after(ledger.position) - {output})
+        saved = frozenset(ledger.handles_after(ledger.position) - {output} - set(tape.outlives))
         del out
     gradient = tape.new(terms.hidden_states, s.tokens, s.hidden, s.stream)
     handle, begins = gradient.handle, ledger.position
@@ -101,6 +108,7 @@ def run_layer(s: Shapes, *, checkpointed: bool, requires_grad: bool) -> Layer:
         output=output,
         forward=forward,
         saved=saved,
+        outlives=frozenset(tape.outlives),
         gradient=handle,
         backward=(begins, half, ledger.position),
         returned=returned,
@@ -232,7 +240,8 @@ class _Kept(_Layers):
         self.between = []
         if s.layers > 1:
             if s.layers > 2:
-                self.between = ledger.repeat(self.layer.ledger, set(self.layer.saved), s.layers - 2)
+                self.between = ledger.repeat(self.layer.ledger, self.layer.saved, s.layers - 2)
+                ledger.repeat(self.layer.ledger, self.layer.outlives, s.layers - 2)
             self.now_last = {self.layer.input: out}
             out = self._run_forward(self.layer, self.now_last)
         ledger.free(out)

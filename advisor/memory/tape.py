@@ -113,7 +113,7 @@ class Tape:
         records: whether anything is kept for backward.
     """
 
-    __slots__ = ("_records", "casts", "ledger", "middle", "nodes")
+    __slots__ = ("_records", "casts", "ledger", "middle", "nodes", "outlives")
 
     def __init__(self, ledger: Ledger, *, records: bool = True) -> None:
         self.ledger = ledger
@@ -121,6 +121,9 @@ class Tape:
         self.nodes: list[Node] = []
         self.casts: list[Storage] = []
         """Autocast's cache: 16-bit copies of fp32 weights, until the forward ends."""
+
+        self.outlives: list[int] = []
+        """Handles of what is alive after backward too."""
 
         self.middle = 0
         """How many operations belong to the first half of a layer."""
