@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.util import find_spec
 from math import prod
 
@@ -24,7 +25,7 @@ from advisor.profiles import ModelSource, profile_of
 Progress = Callable[[str], None]
 
 MOMENTS = (
-    *("load", "forward", "loss", "loss backward", "layer backward, first", "layer backward, last"),
+    *("loading", "forward", "loss", "loss backward", "layer backward, first", "layer backward, last"),
     *("embedding backward", "optimizer step", "evaluation", "saving"),
 )
 """A run's moments in their order; of the layers' backward, the first and the last to run."""
@@ -258,6 +259,5 @@ class _PressedAllocator(CachingAllocator):
 
 
 def _version_warnings() -> tuple[str, ...]:
-    from advisor.memory.trace.versions import version_warnings
-
-    return tuple(version_warnings())
+    name = "advisor.memory.trace.versions"
+    return tuple(import_module(name).version_warnings()) if find_spec(name) else ()
