@@ -131,7 +131,7 @@ def _spans(events: Sequence[Event]) -> list[_Span]:
         if not spans or spans[-1].moment != event.moment:
             before = spans[-1] if spans else None
             step = before.step if before else 0
-            if event.moment == "forward" and before is not None and before.moment in {"load", "optimizer step"}:
+            if event.moment == "forward" and before is not None and before.moment in {"loading", "optimizer step"}:
                 step += 1
             spans.append(_Span(event.moment, step, index))
         spans[-1].count += 1

@@ -1,7 +1,7 @@
 """One optimizer step, as transformers' Trainer runs it: the trace and the probe run this same code.
 
-Source: transformers Trainer.training_step, Trainer.compute_loss and Trainer._run_epoch;
-accelerate Accelerator.prepare_model, Accelerator.backward and Accelerator.clip_grad_norm_.
+Source: transformers Trainer.training_step, Trainer.compute_loss, Trainer._run_epoch and Trainer.prediction_step;
+accelerate Accelerator.prepare_model, Accelerator.backward, Accelerator.clip_grad_norm_ and AcceleratedOptimizer.step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from advisor.plan import Plan
 
-Moment = Literal["forward", "backward", "optimizer step"]
+Moment = Literal["forward", "backward", "optimizer step", "evaluation"]
 Observer = Callable[[Moment], None]
 Batch = Mapping[str, "torch.Tensor"]
 
@@ -38,6 +38,9 @@ class StepSettings:
     counts_tokens: bool = True
     """Divide by the number of labels in the whole batch, as Trainer does, and not by their mean."""
 
+    scales_gradients: bool = False
+    """Scale the loss so that float16 gradients do not vanish, as mixed precision in float16 does."""
+
 
 def settings_of(plan: Plan) -> StepSettings:
     """The step of a plan; one that holds its outputs is a hand-written loop and takes the mean."""
@@ -45,6 +48,7 @@ def settings_of(plan: Plan) -> StepSettings:
         hold_outputs=plan.hold_outputs,
         accumulation=plan.gradient_accumulation,
         counts_tokens=not plan.hold_outputs,
+        scales_gradients=plan.autocast == "float16",
     )
 
 
@@ -103,18 +107,28 @@ class Step:
         self._settings = settings
         self._observe = observe
         self._held: Any = None
+        self._scaler: torch.amp.GradScaler | None = None
+        if settings.scales_gradients:
+            self._scaler = _gradient_scaler(model)
 
     def run(self, micro_batches: Sequence[Callable[[], Batch]]) -> None:
         """One optimizer step."""
         import torch
 
-        token_count = _count_tokens(micro_batches) if self._settings.counts_tokens else None
+        counts = self._settings.counts_tokens
+        token_count = _count_tokens(micro_batches[0]()["labels"].device) if counts else None
         for make in micro_batches:
             self._micro_step(make, token_count)
         self._observe("optimizer step")
+        if self._scaler is not None:
+            self._scaler.unscale_(self._optimizer)
         parameters = [p for p in self._model.parameters() if p.grad is not None]
         torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
-        self._optimizer.step()
+        if self._scaler is None:
+            self._optimizer.step()
+        else:
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
 
     def _micro_step(self, make: Callable[[], Batch], token_count: torch.Tensor | None) -> None:
@@ -128,14 +142,57 @@ class Step:
         if token_count is None and self._settings.accumulation > 1:
             loss = loss / self._settings.accumulation
         self._observe("backward")
-        loss.backward()
+        if self._scaler is None:
+            loss.backward()
+        else:
+            self._scaler.scale(loss).backward()
+
+    def evaluate(self, make: Callable[[], Batch]) -> None:
+        """The loss of one micro-batch without gradients, as Trainer.evaluate with prediction_loss_only.
+
+        Trainer keeps the outputs and the labels of a batch until it has gathered its loss.
+        """
+        import torch
+
+        self._observe("evaluation")
+        self._model.eval()
+        with torch.no_grad():
+            batch = make()
+            labels = batch["labels"].detach()
+            token_count = _count_tokens(labels.device) if self._settings.counts_tokens else None
+            loss, outputs = compute_loss(self._model, batch, token_count)
+            loss = loss.detach().mean().repeat(labels.size(0))
+        del outputs, batch, labels, loss
+        self._model.train()
 
 
-def _count_tokens(micro_batches: Sequence[Callable[[], Batch]]) -> torch.Tensor:
+def _gradient_scaler(model: Any) -> torch.amp.GradScaler:
+    """accelerate's, with torch's defaults. Source: accelerate utils/modeling.py (get_grad_scaler)."""
+    import torch
+
+    return torch.amp.GradScaler(next(model.parameters()).device.type)
+
+
+def weights_to_save(model: Any) -> Mapping[str, torch.Tensor]:
+    """What a checkpoint holds: the adapters, or every weight; references, not copies, where they are contiguous.
+
+    The files are written from one copy of a tensor after the other in the host's memory.
+    Source: transformers Trainer._save, modeling_utils.py (save_pretrained); peft peft_model.py (save_pretrained);
+    safetensors torch.py (_tobytes).
+    """
+    if hasattr(model, "peft_config"):
+        from peft import get_peft_model_state_dict
+
+        found: dict[str, torch.Tensor] = get_peft_model_state_dict(model)
+    else:
+        found = model.state_dict()
+    return {name: tensor.contiguous() for name, tensor in found.items()}
+
+
+def _count_tokens(device: torch.device) -> torch.Tensor:
     """num_items_in_batch: one integer on the device. Source: Trainer._get_num_items_in_batch."""
     import torch
 
-    device = micro_batches[0]()["labels"].device
     return torch.ones((), dtype=torch.int64, device=device)
 
 

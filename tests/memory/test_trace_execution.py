@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -11,8 +11,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from advisor.memory.kernels import Cpu
+from advisor.memory.trace.result import OUTSIDE_STEPS
 from advisor.memory.trace.run import record
+from advisor.memory.trace.tracker import Tracker
 from advisor.plan import Plan, plan_from_fields
+from advisor.training import loss
 from advisor.training.build import build_model, build_optimizer
 from advisor.training.step import Step, make_batch, settings_of
 
@@ -52,9 +55,18 @@ def profiled_peak(plan: Plan, architecture: dict[str, Any]) -> int:
     step = Step(built.model, build_optimizer(plan, built.model), settings_of(plan))
     batches = [lambda: make_batch(plan, architecture["vocab_size"], "cpu")] * min(plan.gradient_accumulation, 2)
     gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+
+    def run() -> None:
         for _ in range(2):
             step.run(batches)
+
+    return profiled(run)
+
+
+def profiled(run: Callable[[], object]) -> int:
+    """Bytes above the start, at the highest point of a run on CPU tensors."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
     found = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
     changes = sorted((e.start_ns(), e.nbytes()) for e in found if e.name() == "[memory]")
     return highest(change for _, change in changes)
@@ -65,7 +77,7 @@ def traced_peak(plan: Plan, architecture: dict[str, Any]) -> int:
     return highest(
         -event.allocation.nbytes if event.freed else event.allocation.nbytes
         for event in events
-        if event.moment != "load" and not (event.freed and event.allocation.moment == "load")
+        if event.moment not in OUTSIDE_STEPS and not (event.freed and event.allocation.moment == "loading")
     )
 
 
@@ -77,6 +89,30 @@ def highest(changes: Iterable[int]) -> int:
     return peak
 
 
+def test_a_second_gradient_is_added_into_the_first_if_only_autograd_holds_that() -> None:
+    def residual(device: str) -> torch.Tensor:
+        inputs = torch.ones(1000, 1000, device=device, requires_grad=True) * 1.0
+        # The gradients of both products meet at `inputs`: no third tensor is made.
+        return (inputs * 2.0 + inputs * 3.0).sum()
+
+    def tied(device: str) -> torch.Tensor:
+        weight = torch.ones(1000, 1000, device=device, requires_grad=True) * 1.0
+        tokens = torch.zeros(4000, dtype=torch.int64, device=device)
+        # The older gradient, of a Linear's weight, is a transposed view, which is not added into.
+        return (torch.nn.functional.linear(torch.nn.functional.embedding(tokens, weight), weight) * 1.0).sum()
+
+    for program in (residual, tied):
+        tracker = Tracker("meta", Cpu())
+        result = program("meta")
+        tracker.enter("backward")
+        with tracker:
+            result.backward()
+        traced = highest(-e.allocation.nbytes if e.freed else e.allocation.nbytes for e in tracker.events)
+        result = program("cpu")
+        # On the CPU a Python number that multiplies is a tensor of its own.
+        assert traced == pytest.approx(profiled(result.backward), abs=64)
+
+
 @pytest.mark.parametrize("architecture", [PHI3, GROUPED], ids=["phi3", "grouped"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
@@ -86,12 +122,13 @@ def highest(changes: Iterable[int]) -> int:
         {"dtype": "float32"},
         {"gradient_checkpointing": False},
         {"loss": "chunked", "seq_len": 1024},
+        {"loss": "chunked", "seq_len": 1024, "dtype": "float32"},
         {"attention": "eager"},
         # In fp32: the peak is inside a product, where oneDNN's bf16 kernel takes a scratchpad of its own.
         {"hold_outputs": True, "gradient_accumulation": 2, "dtype": "float32"},
         {"optimizer": "adamw_torch"},
     ],
-    ids=["bf16", "fp32", "no-checkpointing", "chunked", "eager", "held", "unfused"],
+    ids=["bf16", "fp32", "no-checkpointing", "chunked", "chunked-fp32", "eager", "held", "unfused"],
 )
 def test_peak_is_that_of_real_execution(architecture: dict[str, Any], method: str, settings: dict[str, Any]) -> None:
     fields = {"model": "small", "micro_batch": 2, "seq_len": 256, **METHODS[method], **settings}
@@ -101,3 +138,15 @@ def test_peak_is_that_of_real_execution(architecture: dict[str, Any], method: st
         # The chunks of the loss are checkpointed as the layers are.
         real -= RANDOM_STATE_BYTES * PHI3["num_hidden_layers"]  # type: ignore[operator]
     assert traced_peak(plan, architecture) == pytest.approx(real, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loop_that_chunks_the_loss_before_torch_2_13(
+    method: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "_torch_has_chunks", lambda: False)
+    fields = {"model": "small", "micro_batch": 2, "seq_len": 512, **METHODS[method]}
+    plan = plan_from_fields({**fields, "dtype": dtype, "loss": "chunked"})
+    real = profiled_peak(plan, PHI3) - RANDOM_STATE_BYTES * PHI3["num_hidden_layers"]  # type: ignore[operator]
+    assert traced_peak(plan, PHI3) == pytest.approx(real, rel=TOLERANCE)

@@ -126,7 +126,7 @@ def test_flame_graphs_add_up_and_name_modules(snapshot: dict[str, Any]) -> None:
     assert embedding
     # From the outside in: the moment, the modules, the module with its operation, the tensor.
     stack = embedding[0].rpartition(" ")[0].split(";")
-    assert stack[2].startswith("load:0:weights")
+    assert stack[2].startswith("loading:0:weights")
     assert stack[-1] == "bfloat16:0:[4096, 256]"
     by_segment = viz.segments(snapshot, format_flamegraph=lambda text: text).splitlines()
     assert len(by_segment) == len(lines)
@@ -162,7 +162,7 @@ def test_categories_include_unknown_which_the_viewer_asks_for(snapshot: dict[str
 def test_moments_are_annotated_in_order(snapshot: dict[str, Any]) -> None:
     notes = snapshot["external_annotations"]
     names = [note["name"] for note in notes if note["stage"] == "START"]
-    assert names[:4] == ["load", "forward", "loss", "loss backward"]
+    assert names[:4] == ["loading", "forward", "loss", "loss backward"]
     assert [note["name"] for note in notes[::2]] == [note["name"] for note in notes[1::2]] == names
     times = [note["time_us"] for note in notes]
     assert times == sorted(times)
@@ -190,8 +190,8 @@ def test_a_full_gpu_releases_cached_segments_first() -> None:
 
 @pytest.mark.parametrize("empties_cache", [True, False])
 def test_the_cache_is_emptied_after_loading_or_not(empties_cache: bool) -> None:
-    loaded, later = made(30 * MIB, "load"), made(4 * MIB)
-    events = [Event(loaded, False, "load"), Event(loaded, True, "load"), Event(later, False, "forward")]
+    loaded, later = made(30 * MIB, "loading"), made(4 * MIB)
+    events = [Event(loaded, False, "loading"), Event(loaded, True, "loading"), Event(later, False, "forward")]
     snapshot = build_snapshot(events, gpu_total_bytes=None, empties_cache=empties_cache)
     assert ("segment_free" in actions(snapshot)) is empties_cache
 

@@ -92,13 +92,13 @@ def test_every_event_belongs_to_a_moment_and_a_step(small_trace: Trace, page: Pa
     spans = page.data["spans"]
     assert sum(span["events"] for span in spans) == len(small_trace.events)
     assert sum(span["points"] for span in spans) == len(page.data["event"])
-    assert [span["moment"] for span in spans if span["step"] == 0] == ["load"]
+    assert [span["moment"] for span in spans if span["step"] == 0] == ["loading"]
     for step in (1, 2):
         moments = [span["moment"] for span in spans if span["step"] == step]
         assert moments[:3] == ["forward", "loss", "loss backward"]
         layers = [moment for moment in moments if moment.startswith("backward of layer")]
         assert layers == [f"backward of layer {layer}" for layer in (2, 1, 0)]
-        assert moments[-1] == "optimizer step"
+        assert moments[-1] == ("evaluation" if step == 2 else "optimizer step")
 
 
 def test_each_point_is_the_highest_of_its_events(small_trace: Trace, page: Page) -> None:

@@ -23,7 +23,7 @@ def walk(
     blocks: dict[int, Block] = {}
     loading = True
     for event in events:
-        if loading and event.moment != "load":
+        if loading and event.moment != "loading":
             loading = False
             if empties_cache:
                 allocator.release_cached()

@@ -12,11 +12,11 @@ from advisor.errors import AdvisorError, EnvironmentLacksError
 from advisor.memory.allocator import EMPTY_CACHE, Replay, Request, replay, rounded
 from advisor.memory.kernels import Gpu, Hardware
 from advisor.memory.trace.device import DeviceSemantics
-from advisor.memory.trace.result import Allocation, Event, Trace
+from advisor.memory.trace.result import LOADING, OUTSIDE_STEPS, Allocation, Event, Trace
 from advisor.memory.trace.tracker import Tracker, adopt_model
 from advisor.plan import Plan
 from advisor.training.build import BuiltModel, build_optimizer, build_skeleton, fill_model
-from advisor.training.step import Step, make_batch, settings_of, wrap_forward
+from advisor.training.step import Step, make_batch, settings_of, weights_to_save, wrap_forward
 
 
 def record(
@@ -26,7 +26,7 @@ def record(
     steps: int,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Event], BuiltModel]:
-    """The allocations of loading and `steps` optimizer steps, in order, and the model that made them."""
+    """Every allocation in order, and the model that made them: loading, `steps` steps, evaluation, saving."""
     tracker = Tracker("meta", hardware, padded=plan.padding == "longest", tokens=plan.seq_len)
     skeleton = build_skeleton(plan, architecture)
     progress("loading")
@@ -47,7 +47,15 @@ def record(
         for number in range(1, steps + 1):
             progress(f"step {number}")
             step.run(batches)
-            _label_states(tracker, optimizer)
+            _label_states(tracker, optimizer, built.model)
+        progress("evaluation")
+        step.evaluate(batches[0])
+        progress("saving")
+        tracker.enter("saving")
+        saved = weights_to_save(built.model)
+        # What the program lets go of at its end is no part of the run.
+        tracker.stop()
+        del saved
     return tracker.events, built
 
 
@@ -77,12 +85,14 @@ def _label_gradients(tracker: Tracker, model: torch.nn.Module) -> None:
             parameter.register_post_accumulate_grad_hook(label)
 
 
-def _label_states(tracker: Tracker, optimizer: torch.optim.Optimizer) -> None:
-    for state in optimizer.state.values():
-        for value in state.values():
+def _label_states(tracker: Tracker, optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> None:
+    """Optimizer states belong to the parameter that they are for."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for parameter, state in optimizer.state.items():
+        for kind, value in state.items():
             paged = getattr(value, "is_paged", False)
             if isinstance(value, torch.Tensor) and value.device.type == "meta" and not paged:
-                tracker.adopt(value, "optimizer", "optimizer state", "")
+                tracker.adopt(value, "optimizer", str(kind), names.get(id(parameter), ""))
 
 
 def moment_class(moment: str) -> str:
@@ -93,10 +103,10 @@ def moment_class(moment: str) -> str:
 def summarize(events: Sequence[Event], built: BuiltModel, gpu: Gpu, *, empties_cache: bool) -> Trace:
     """Add the events up."""
     moments: dict[str, int] = {}
-    peak, peak_at = 0, 0
+    peak, peak_at, alive = 0, 0, 0
     for index, (event, alive) in enumerate(zip(events, _running_totals(events), strict=True)):
         moments[event.moment] = max(moments.get(event.moment, 0), alive)
-        if alive > peak and event.moment != "load":
+        if alive > peak:
             peak, peak_at = alive, index
     living = _alive_after(events, peak_at)
     components: dict[str, int] = {}
@@ -105,7 +115,10 @@ def summarize(events: Sequence[Event], built: BuiltModel, gpu: Gpu, *, empties_c
     return Trace(
         allocated_bytes=peak,
         at=events[peak_at].moment,
-        loading_bytes=moments["load"],
+        step_bytes=max(size for moment, size in moments.items() if moment not in OUTSIDE_STEPS),
+        loading_bytes=moments[LOADING],
+        evaluation_bytes=moments.get("evaluation", 0),
+        saving_bytes=moments.get("saving", alive),
         default=_replayed(events, gpu, expandable=False, empties_cache=empties_cache),
         expandable=_replayed(events, gpu, expandable=True, empties_cache=empties_cache),
         components=components,
@@ -114,6 +127,8 @@ def summarize(events: Sequence[Event], built: BuiltModel, gpu: Gpu, *, empties_c
         moments=moments,
         total_parameters=built.total_parameters,
         trainable_parameters=built.trainable_parameters,
+        total_bytes=gpu.total_bytes,
+        empties_cache=empties_cache,
         events=tuple(events),
     )
 
@@ -157,7 +172,7 @@ def _replayed(events: Sequence[Event], gpu: Gpu, *, expandable: bool, empties_ca
 def _requests(events: Sequence[Event], *, empties_cache: bool) -> Iterator[Request]:
     loading = True
     for event in events:
-        if loading and event.moment != "load":
+        if loading and event.moment != LOADING:
             loading = False
             if empties_cache:
                 yield EMPTY_CACHE

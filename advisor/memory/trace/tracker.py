@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from advisor.memory import kernels
 from advisor.memory.kernels import Gpu, Hardware
 from advisor.memory.trace.libraries import chunked_loss_operation, run_chunked_loss
-from advisor.memory.trace.result import Allocation, Component, Event
+from advisor.memory.trace.result import LOADING, Allocation, Component, Event
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)(?:\.|$)")
 _ADD = torch.ops.aten.add.Tensor
@@ -32,11 +32,11 @@ _SEQUENCE_NUMBER: Callable[[], int] = torch._C._autograd._get_sequence_nr
 class Places:
     """Where the program is: module by module in forward, layer by layer in backward."""
 
-    phase: str = "load"
+    phase: str = LOADING
     modules: list[str] = field(default_factory=list)
     made_by: dict[int, str] = field(default_factory=dict)
     last: str = ""
-    moment: str = "load"
+    moment: str = LOADING
     operation: str = ""
     adds_mask: bool = False
     """Inside attention's math path, where the only sum is the mask's."""
@@ -66,6 +66,7 @@ class Tracker(TorchDispatchMode):
         self._rules = kernels.rules(hardware)
         self._blas = kernels.cublas_operations() if isinstance(hardware, Gpu) else frozenset()
         self._workspaces: set[bool] = set()
+        self._lone_uses = _uses_of_a_lone_gradient()
         self._chunked_loss = chunked_loss_operation()
 
     def __torch_dispatch__(
@@ -106,13 +107,15 @@ class Tracker(TorchDispatchMode):
         (_scaled_dot_product_attention_math).
         """
         old, new = args[:2]
-        if not isinstance(new, torch.Tensor) or old.untyped_storage()._cdata not in self._live:
+        if not (isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor)):
+            return False
+        if old.untyped_storage()._cdata not in self._live:
             return False
         if self.places.adds_mask:
             return True
-        if self.places.phase != "backward" or torch._C._current_autograd_node() is not None:
+        if self.places.phase != "backward" or self.places.modules or torch.is_grad_enabled():
             return False
-        alone = old._use_count() <= _uses_of_a_lone_gradient() and not old._is_view()
+        alone = old._use_count() <= self._lone_uses and not old._is_view()
         return alone and bool(_is_dense(old)) and old.shape == new.shape and old.dtype == new.dtype
 
     def _take_over(self, old: torch.Tensor, new: torch.Tensor) -> None:
@@ -128,7 +131,10 @@ class Tracker(TorchDispatchMode):
         """The value of a tensor that has none."""
         if tensor.dtype == torch.bool:
             return not self._padded
-        return 1.0 if tensor.is_floating_point() else self._tokens
+        if tensor.is_floating_point():
+            # A gradient scaler asks how many gradients are not finite.
+            return 0.0 if self.places.phase == "optimizer step" else 1.0
+        return self._tokens
 
     def _locate(self) -> str:
         """The module that the running operation belongs to; sets the moment in backward."""
@@ -172,7 +178,7 @@ class Tracker(TorchDispatchMode):
         self.adopt(tensor, self._component(tensor), str(func), module)
 
     def _component(self, tensor: torch.Tensor) -> Component:
-        if self.places.phase == "load":
+        if self.places.phase == LOADING:
             return "weights"
         if self.places.phase == "optimizer step":
             return "optimizer"
@@ -220,8 +226,12 @@ class Tracker(TorchDispatchMode):
             )
             self.events.append(Event(allocation, False, self.places.moment))
 
+    def stop(self) -> None:
+        """Record nothing more: what dies from now on is not the program's doing."""
+        self._live.clear()
+
     def enter(self, phase: str) -> None:
-        """Called by the step at its three turns."""
+        """Called by the step at each of its turns."""
         places = self.places
         places.phase = phase
         places.moment = "loss backward" if phase == "backward" else phase
@@ -272,7 +282,7 @@ def _uses_of_a_lone_gradient() -> int:
         branch = leaf * 1.0
         # Each product gives its input a gradient of its own, and the second is added to the first.
         loss = torch.cat([branch * 2.0, branch * 3.0]).sum()
-        with Watch():
+        with Watch():  # type: ignore[no-untyped-call]
             loss.backward()
     return min(seen)
 
