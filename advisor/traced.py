@@ -199,7 +199,8 @@ def expandable_segments() -> bool:
 
 def _memory(plan: Plan, traced: Trace, gpu: Gpu) -> Memory:
     """A trace in the words of every tier."""
-    order = [*MOMENTS, *(moment for moment in traced.peaks if moment not in MOMENTS)]
+    peaks = {"saving": traced.saving_bytes, **traced.peaks}
+    order = [*MOMENTS, *(moment for moment in peaks if moment not in MOMENTS)]
     reserved = traced.expandable if expandable_segments() else traced.default
     components: dict[Component, int] = {name: traced.components.get(name, 0) for name in COMPONENTS}
     return Memory(
@@ -208,7 +209,7 @@ def _memory(plan: Plan, traced: Trace, gpu: Gpu) -> Memory:
         context_bytes=gpu.context_bytes,
         at=traced.at,
         components=components,
-        moments={name: traced.peaks[name] for name in order if name in traced.peaks and name != _ANY_LAYER},
+        moments={name: peaks[name] for name in order if name in peaks and name != _ANY_LAYER},
         parameters=Parameters(total=traced.total_parameters, trainable=traced.trainable_parameters),
         host_bytes=_paged_bytes(plan, traced),
     )
@@ -235,7 +236,7 @@ def replay_on(traced: Trace, gpu: Gpu) -> Survival:
         return Survival(room_bytes=room, released_bytes=0, failed_at=None, requested_bytes=0, left_bytes=0)
     allocator = _PressedAllocator(total_bytes=room, expandable=expandable_segments())
     failed = None
-    for event, block in walk(traced.events, allocator, empties_cache=True):
+    for event, block in walk(traced.events, allocator, empties_cache=traced.empties_cache):
         failed = event if block is None else None
     return Survival(
         room_bytes=room,

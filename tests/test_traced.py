@@ -26,7 +26,7 @@ SOURCE = find_model("phi-3-mini-4k")
 
 
 def trace_of(*requests: tuple[str, int, str]) -> Trace:
-    """A trace of named requests: ("a", 30, "load") takes 30 MiB, and the second time gives it back."""
+    """A trace of named requests: ("a", 30, "loading") takes 30 MiB, and the second time gives it back."""
     live: dict[str, Allocation] = {}
     events = []
     for name, mib, moment in requests:
@@ -43,13 +43,18 @@ def trace_of(*requests: tuple[str, int, str]) -> Trace:
     return Trace(
         allocated_bytes=replayed["expandable"].allocated_bytes,
         at="forward",
+        step_bytes=0,
         loading_bytes=0,
+        evaluation_bytes=0,
+        saving_bytes=0,
         components={},
         largest=(),
         peaks={},
         moments={},
         total_parameters=0,
         trainable_parameters=0,
+        total_bytes=None,
+        empties_cache=True,
         events=tuple(events),
         **replayed,
     )
@@ -82,7 +87,9 @@ def test_segments_that_are_released_to_survive_are_counted_and_those_after_loadi
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("advisor.traced.expandable_segments", lambda: False)
-    loaded = trace_of(("l", 40, "load"), ("l", 0, "load"), ("a", 40, "forward"), ("a", 0, "loss"), ("b", 60, "loss"))
+    loaded = trace_of(
+        ("l", 40, "loading"), ("l", 0, "loading"), ("a", 40, "forward"), ("a", 0, "loss"), ("b", 60, "loss")
+    )
     assert replay_on(loaded, gpu_with_room(100)).released_bytes == 0
     pressed = replay_on(loaded, gpu_with_room(80))
     assert pressed.survives
