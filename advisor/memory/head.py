@@ -50,7 +50,7 @@ def run_head(ledger: Ledger, plan: Plan, arch: Architecture, s: Shapes, casts: l
         _standard_loss(tape, plan, arch, s, _normed(tape, s, bottom), casts, tied)
     ledger.at("head backward")
     tape.backward()
-    is_view = not (s.autocast and s.storage == 4)
+    is_view = plan.loss == "standard" and not (s.autocast and s.storage == 4)
     return Head(bottom.take(), tied[0] if tied else None, is_view)
 
 
@@ -137,7 +137,8 @@ def _chunked_loss(
 ) -> None:
     """torch.nn.functional.linear_cross_entropy: a chunk of logits at a time, and all gradients already in forward.
 
-    Autocast does not know it: hidden states and weight are converted before.
+    Autocast does not know it: hidden states and weight are converted before. Backward makes zeros for the gradients
+    of the operation's other outputs, which nobody uses (torch/autograd/function.py, set_materialize_grads).
     Source: torch/nn/modules/linear_cross_entropy.py, _ChunkContext.build, on CUDA with the policy "compact".
     """
     elements = arch.vocab_size * arch.hidden_size
@@ -153,14 +154,21 @@ def _chunked_loss(
     of_weight = tape.new(terms.gradient, elements, itemsize) if s.trained else None
     if s.trained and itemsize == 2:
         inside.append(tape.new(terms.hidden_states, rows, s.hidden, 4))
+    selected = tape.new(terms.hidden_states, rows, s.hidden, itemsize)
     if wide:
         inside.append(tape.new(terms.logits, rows, s.vocabulary, 2))
-    inside.append(tape.new(terms.hidden_states, rows, s.hidden, itemsize))
+        del selected
+        if rows < s.tokens:
+            inside.append(tape.new(terms.logits, rows, s.vocabulary, 2))
     node = x.node
     del inside, x, weight
     tape.casts.clear()
     tape.ledger.free(*casts)
     tape.ledger.at("loss backward")
+    zeros = [tape.new(terms.hidden_states, s.tokens, s.hidden, itemsize)]
+    if of_weight is not None:
+        zeros.append(tape.new(terms.gradient, elements, itemsize))
+    del zeros
     if of_weight is not None:
         _receive_head_gradient(tape, arch, s, tied, of_weight, copied=copies)
     if node is not None:
