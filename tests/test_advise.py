@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -179,12 +180,14 @@ def test_a_shorter_sequence_that_would_do_indeed_does_and_a_longer_one_does_not(
 
 def test_the_longest_that_fits_is_shorter_than_asked_and_none_where_nothing_helps() -> None:
     gpu = gpu_named("t4")
-    for method in METHODS:
-        base = base_plan(method, MINI, gpu, Request(seq_len=65_536))
+    for method, seq_len in product(METHODS, (65_536, 49_152, 40_000)):
+        base = base_plan(method, MINI, gpu, Request(seq_len=seq_len))
         longest = longest_that_fits(base, MINI, gpu)
         assert (longest is None) == (method == "full")
-        assert longest is None or longest < 65_536
-        assert longest is None or any_fits(replace(base, seq_len=longest), MINI.architecture, gpu)
+        assert longest is None or longest < seq_len
+        if longest is not None:
+            assert any_fits(replace(base, seq_len=longest), MINI.architecture, gpu)
+            assert not any_fits(replace(base, seq_len=longest + 256), MINI.architecture, gpu)
     assert longest_that_fits(base_plan("lora", MINI, gpu, Request(seq_len=256)), MINI, gpu) is None
 
 

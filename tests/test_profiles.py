@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -396,22 +397,33 @@ def offline(cache: Path) -> dict[str, str]:
     return {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
 
 
+def unreachable(cache: Path) -> dict[str, str]:
+    """A network on which nobody answers for the hub."""
+    rerouted = ("HF_HUB_OFFLINE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    inherited = {name: value for name, value in os.environ.items() if name.upper() not in rerouted}
+    return {**inherited, "HF_HUB_CACHE": str(cache), "HF_ENDPOINT": "http://hub.invalid:9"}
+
+
 def advise_in_process(environment: dict[str, str], model: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "advisor", "--gpu", "t4", "--json", "--model", model]
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
 
 
-def test_a_hub_id_is_served_from_the_local_cache(tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", [offline, unreachable])
+def test_a_hub_id_is_served_from_the_local_cache(tmp_path: Path, network: Callable[[Path], dict[str, str]]) -> None:
     cached_on_this_machine(
         tmp_path, {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 512, "vocab_size": 64}
     )
-    done = advise_in_process(offline(tmp_path), HUB_ID)
+    done = advise_in_process(network(tmp_path), HUB_ID)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["plan"]["model"] == HUB_ID
 
 
-def test_a_hub_id_that_is_not_cached_lacks_the_network(tmp_path: Path) -> None:
-    done = advise_in_process(offline(tmp_path), HUB_ID)
+@pytest.mark.parametrize("network", [offline, unreachable])
+def test_a_hub_id_that_is_not_cached_lacks_the_network(
+    tmp_path: Path, network: Callable[[Path], dict[str, str]]
+) -> None:
+    done = advise_in_process(network(tmp_path), HUB_ID)
     assert done.returncode == EnvironmentLacksError.exit_code == 3
     assert done.stdout == ""
     assert HUB_ID in done.stderr

@@ -9,9 +9,10 @@ import pytest
 from advisor.advise import Request, advise, base_plan
 from advisor.hardware import Gpu, what_if
 from advisor.plan import METHODS, Method
-from advisor.profiles import all_gpus, load_gpu, load_model
+from advisor.profiles import ModelProfile, all_gpus, load_gpu, load_model
 from advisor.search import combinations, evaluate
 from advisor.survey import SEQ_LEN_STEP, Reach, measure_reach, survey
+from advisor.units import GIB
 
 MINI = load_model("phi-3-mini-4k")
 
@@ -20,9 +21,8 @@ def gpu_named(name: str) -> Gpu:
     return what_if(load_gpu(name))
 
 
-def fits(method: Method, gpu: Gpu, model_name: str, *, micro_batch: int, seq_len: int) -> bool:
+def fits(method: Method, gpu: Gpu, model: ModelProfile, *, micro_batch: int, seq_len: int) -> bool:
     """Whether any combination of the knobs does at exactly that batch, with gradients of earlier ones kept."""
-    model = load_model(model_name)
     base = base_plan(method, model, gpu, Request(seq_len=seq_len))
     return any(
         evaluate(replace(plan, micro_batch=micro_batch), model.architecture, gpu).fit.fits
@@ -57,30 +57,32 @@ REACHES = [
 
 @pytest.mark.parametrize(("model_name", "gpu_name", "method"), REACHES)
 def test_a_reach_is_the_last_that_fits(model_name: str, gpu_name: str, method: Method) -> None:
-    gpu = gpu_named(gpu_name)
-    reach = measure_reach(method, gpu, load_model(model_name), Request())
+    gpu, model = gpu_named(gpu_name), load_model(model_name)
+    reach = measure_reach(method, gpu, model, Request())
     assert reach.micro_batch is not None
     assert reach.seq_len is not None
-    assert fits(method, gpu, model_name, micro_batch=reach.micro_batch, seq_len=2048)
-    assert not fits(method, gpu, model_name, micro_batch=reach.micro_batch + 1, seq_len=2048)
+    assert fits(method, gpu, model, micro_batch=reach.micro_batch, seq_len=2048)
+    assert not fits(method, gpu, model, micro_batch=reach.micro_batch + 1, seq_len=2048)
     assert reach.seq_len % SEQ_LEN_STEP == 0
-    assert fits(method, gpu, model_name, micro_batch=1, seq_len=reach.seq_len)
-    assert not fits(method, gpu, model_name, micro_batch=1, seq_len=reach.seq_len + SEQ_LEN_STEP)
+    assert fits(method, gpu, model, micro_batch=1, seq_len=reach.seq_len)
+    assert not fits(method, gpu, model, micro_batch=1, seq_len=reach.seq_len + SEQ_LEN_STEP)
 
 
-def test_grouped_heads_reach_past_lengths_at_which_the_math_kernel_fails() -> None:
-    model = load_model("phi-3-medium-4k")
-    for tenths in range(95, 125):
-        gpu = replace(gpu_named("t4"), total_bytes=int(tenths / 10 * 2**30))
-        reach = measure_reach("qlora", gpu, model, Request(seq_len=1536))
-        lengths = [n for n in range(256, 6144, 256) if fits("qlora", gpu, model.name, micro_batch=1, seq_len=n)]
-        batches = [n for n in range(1, 8) if fits("qlora", gpu, model.name, micro_batch=n, seq_len=1536)]
-        assert (reach.seq_len or 0) >= max(lengths, default=0)
-        assert reach.micro_batch == max(batches, default=None)
-        if lengths and len(lengths) < max(lengths) // 256:
-            break
-    else:
-        pytest.fail("no size at which a shorter sequence fails and a longer one fits")
+def test_two_sequences_are_reached_where_one_falls_to_the_math_kernel() -> None:
+    model, gpu = load_model("phi-4-mini"), replace(gpu_named("t4"), total_bytes=13 * GIB)
+    batches = [n for n in range(1, 8) if fits("lora", gpu, model, micro_batch=n, seq_len=4096)]
+    assert 1 not in batches
+    assert measure_reach("lora", gpu, model, Request(seq_len=4096)).micro_batch == max(batches)
+
+
+def test_a_window_is_reached_past_lengths_that_fall_to_the_math_kernel() -> None:
+    phi = load_model("phi-4")
+    windowed = replace(phi.architecture, window=4000, window_layers=phi.architecture.layers)
+    model, gpu = replace(phi, architecture=windowed), replace(gpu_named("t4"), total_bytes=25 * GIB // 2)
+    lengths = [n for n in range(256, 8192, 256) if fits("qlora", gpu, model, micro_batch=1, seq_len=n)]
+    assert 3840 not in lengths
+    assert 4096 in lengths
+    assert measure_reach("qlora", gpu, model, Request()).seq_len == max(lengths)
 
 
 def test_more_memory_reaches_further() -> None:

@@ -24,6 +24,16 @@ def needs_mask(plan: Plan, arch: Architecture) -> bool:
     return padded or windowed or plan.attention == "eager"
 
 
+def mask_rows(plan: Plan, arch: Architecture) -> int:
+    """Sequences in the mask: one for each if they are padded differently, one for all, or none.
+
+    Source: transformers/masking_utils.py, sdpa_mask, eager_mask and flash_attention_mask.
+    """
+    if plan.attention == "flash_attention_2" or not needs_mask(plan, arch):
+        return 0
+    return plan.micro_batch if plan.padding == "longest" or plan.attention == "eager" else 1
+
+
 def choose_kernel(
     plan: Plan, arch: Architecture, *, capability: tuple[int, int] | None, backend: Backend
 ) -> tuple[Kernel, str]:

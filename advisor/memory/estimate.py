@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from advisor.architecture import Architecture
 from advisor.errors import PlanError
 from advisor.hardware import Gpu
-from advisor.memory.ledger import COMPONENTS, Component, Entry, Ledger
+from advisor.memory.ledger import COMPONENTS, Component, Ledger
 from advisor.memory.step import layer_shapes, paged_bytes, run_step, trained_elements
 from advisor.plan import Plan
 

@@ -1,556 +1,265 @@
-"""One decoder layer, forward and backward, as a sequence of allocations and releases.
+"""One decoder layer: what its modules do, in their order, with sizes in place of tensors.
 
-Each function follows one module of transformers, PEFT or bitsandbytes line by line, with sizes in place of tensors, and
-returns what its backward does. Shapes: T tokens, H hidden, Q query width, K key width, I intermediate width.
+Source: transformers models/phi3/modeling_phi3.py, models/llama/modeling_llama.py and those that follow them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from advisor.architecture import Linear
 from advisor.memory import terms
-from advisor.memory.attention import Kernel
-from advisor.memory.ledger import Ledger
+from advisor.memory.attend import attend
+from advisor.memory.linear import (
+    gradients_before,
+    keeps_something,
+    linear,
+    quantized_gradient,
+    start,
+)
+from advisor.memory.norm import norm
+from advisor.memory.shapes import Shapes
+from advisor.memory.tape import Gradients, Node, Storage, Tape, Value
 
-Backward = Callable[[int], int]
-"""Takes the handle of the output's gradient, releases it, and returns the handle of the input's gradient."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shapes:
-    """Everything that one layer's memory depends on, as plain numbers."""
-
-    batch: int
-    seq: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    layers: int
-    vocabulary: int
-    linears: tuple[Linear, ...]
-    fused: bool
-    qk_norm: bool
-    norm_in_fp32: bool
-    kernel: Kernel
-    repeat_kv: bool
-    mask_rows: int
-    trained: bool
-    """Every weight is trained (full fine-tuning)."""
-
-    quantized: bool
-    double: bool
-    autocast: bool
-    storage: int
-    """Itemsize of the stored 16-bit (or fp32) weights, and of what 4-bit weights are expanded to."""
-
-    stream: int
-    """Itemsize of the hidden states between layers."""
-
-    rank: int
-    adapted: frozenset[str]
-    """Names of the linear modules that carry an adapter."""
-
-    dropout: bool
-    gradients_kept: bool
-    """Gradients of an earlier micro-batch exist already."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in a micro-batch."""
-        return self.batch * self.seq
+Ends = tuple[Node | None, ...]
+"""The operations at which a recomputed layer's backward goes on; `first_gradients` returns a gradient for each."""
 
 
-def keep_gradient(ledger: Ledger, s: Shapes, elements: int, itemsize: int) -> None:
-    """Allocates a parameter's gradient; added to an earlier micro-batch's and released where there is one."""
-    handle = ledger.new(terms.gradient, elements, itemsize)
-    if s.gradients_kept:
-        ledger.free(handle)
+def decoder_layer(tape: Tape, s: Shapes, x: Value) -> Value:
+    """Forward of one layer."""
+    middle, _weights = _attention(tape, s, x)
+    tape.middle = len(tape.nodes)
+    *projections, down = _mlp_linears(s)
+    gated = _gate(tape, s, projections, middle)
+    branch = linear(tape, s, down, gated)
+    del gated
+    return _add(tape, s, middle, branch)
 
 
-def norm(ledger: Ledger, s: Shapes, width: int, tokens: int, itemsize: int) -> tuple[int, int, Backward]:
-    """RMSNorm: an fp32 copy, its square, its mean, the scaled copy, back to the input's dtype, times the weight.
-
-    Args:
-        width: features of a row.
-        tokens: rows.
-        itemsize: of the input.
+def recomputed_layer(tape: Tape, s: Shapes, x: Value) -> tuple[Node | None, Ends]:
+    """Forward of a checkpointed layer within its backward; it stops where nothing more is kept.
 
     Returns:
-        Output handle, output itemsize, backward. The input stays the caller's.
+        What takes the gradient of the residual stream in the middle of the layer, and where the branch goes on.
+
+    Source: torch/utils/checkpoint.py, _StopRecomputationError.
     """
-    copy = ledger.new(terms.norm_input_copy, tokens, width) if itemsize == 2 else None
-    square = ledger.new(terms.norm_temporary, tokens, width, 4)
-    statistics = ledger.new(terms.norm_statistics, tokens)
-    ledger.free(square)
-    scaled = ledger.new(terms.norm_temporary, tokens, width, 4)
-    weight_itemsize = 4 if s.norm_in_fp32 else (s.stream if not s.trained else s.storage)
-    out_itemsize = itemsize if s.norm_in_fp32 else max(weight_itemsize, itemsize)
-    kept = scaled
-    if itemsize == 2 and not s.norm_in_fp32:
-        kept = ledger.new(terms.norm_output, tokens, width, 2)
-    out = ledger.new(terms.norm_output, tokens, width, out_itemsize)
-    if kept != scaled:
-        ledger.free(scaled)
-    keeps = [h for h in (copy, statistics) if h is not None]
-    if s.trained:
-        keeps.append(kept)
-    else:
-        ledger.free(kept)
-
-    def backward(gradient: int) -> int:
-        weighted = ledger.new(terms.norm_temporary, tokens, width, out_itemsize)
-        if s.trained:
-            product = ledger.new(terms.norm_temporary, tokens, width, out_itemsize)
-            keep_gradient(ledger, s, width, s.storage)
-            ledger.free(product, kept)
-        ledger.free(gradient)
-        if itemsize == 2:
-            wide = ledger.new(terms.norm_temporary, tokens, width, 4)
-            ledger.free(weighted)
-            weighted = wide
-        direct = ledger.new(terms.norm_temporary, tokens, width, 4)
-        through = ledger.new(terms.norm_temporary, tokens, width, 4)
-        ledger.free(weighted)
-        power = ledger.new(terms.norm_temporary, tokens, width, 4)
-        total = ledger.new(terms.norm_temporary, tokens, width, 4)
-        ledger.free(through, power, *([copy] if copy is not None else []), statistics)
-        ledger.free(direct)
-        if itemsize == 2:
-            narrow = ledger.new(terms.hidden_states, tokens, width, 2)
-            ledger.free(total)
-            return narrow
-        return total
-
-    return out, out_itemsize, backward
+    middle, _weights = _attention(tape, s, x)
+    tape.middle = len(tape.nodes)
+    *projections, down = _mlp_linears(s)
+    runs = keeps_something(s, down)
+    gated = _gate(tape, s, projections, middle, allocates=runs)
+    if not runs:
+        return middle.node, (gated.node,)
+    started = start(tape, s, down, gated, stops=True)
+    return middle.node, started.nodes
 
 
+def first_gradients(tape: Tape, s: Shapes, gradient: Storage) -> Gradients:
+    """The gradient of a layer's output → those of `Ends`: the part of backward that comes before the recomputation."""
+    down = s.linears[-1]
+    itemsize = branch_itemsize(s)
+    if itemsize != s.stream:
+        gradient = tape.new(terms.projection, s.tokens, s.hidden, itemsize)
+    if not keeps_something(s, down):
+        return (quantized_gradient(tape, s, down, gradient, itemsize),)
+    return gradients_before(tape, s, down, gradient, itemsize)
+
+
+def branch_itemsize(s: Shapes) -> int:
+    """Itemsize of what the MLP adds to the stream: bitsandbytes' layers convert back to their input's dtype."""
+    return 2 if s.autocast and not s.quantized else s.stream
+
+
+def _add(tape: Tape, s: Shapes, residual: Value, branch: Value) -> Value:
+    """The residual stream with a branch added; in backward both take the same gradient."""
+    narrow = branch.itemsize if branch.itemsize < residual.itemsize else 0
+
+    def rule(node: Node) -> Gradients:
+        gradient = node.take()
+        return gradient, tape.new(terms.projection, s.tokens, s.hidden, narrow) if narrow else gradient
+
+    out = tape.new(terms.hidden_states, s.tokens, s.hidden, residual.itemsize)
+    return Value(out, residual.itemsize, tape.record(rule, residual.node, branch.node, views=None))
+
+
+def _attention(tape: Tape, s: Shapes, x: Value) -> tuple[Value, Storage | None]:
+    """The first half of a layer, and eager attention's weights, which the layer's forward holds until it ends."""
+    *projections, output = s.linears[: 2 if s.fused else 4]
+    normed = norm(tape, s, x, s.tokens, s.hidden)
+    make = _fused_heads if s.fused else _separate_heads
+    q, k, v, held = make(tape, s, projections, normed)
+    out, weights = attend(tape, s, q, k, v)
+    branch = linear(tape, s, output, out)
+    del out, q, k, v, held, normed
+    return _add(tape, s, x, branch), weights
+
+
+Heads = tuple[Value, Value, Value, Storage | None]
+"""Rotated queries and keys, values, and what the attention module holds until it returns."""
+
+
+def _fused_heads(tape: Tape, s: Shapes, projections: list[Linear], normed: Value) -> Heads:
+    """One projection, cut into queries, keys and values."""
+    joined = linear(tape, s, projections[0], normed)
+    width, itemsize = projections[0].outputs, joined.itemsize
+
+    def cut(_: Node) -> Gradients:
+        return (tape.new(terms.projection, s.tokens, width, itemsize),)
+
+    widths = (s.query, s.kv, s.kv)
+    parts = [Value(joined.storage, itemsize, tape.record(cut, joined.node)) for _ in widths]
+    q, k, v = (_as_heads(tape, s, part, w, w_is_v) for part, w, w_is_v in zip(parts, widths, (0, 0, 1), strict=True))
+    passed: list[Storage] = []
+    q, k = (_cut_rotary(tape, s, x, w, passed) for x, w in ((q, s.query), (k, s.kv)))
+    q = _rotate(tape, s, q, s.heads, passed)
+    k = _rotate(tape, s, k, s.kv_heads, passed)
+    return q, k, v, joined.storage
+
+
+def _separate_heads(tape: Tape, s: Shapes, projections: list[Linear], normed: Value) -> Heads:
+    """Three projections; in some families queries and keys pass a norm a head."""
+    widths = ((s.query, s.heads), (s.kv, s.kv_heads), (s.kv, 0))
+    made = []
+    for module, (width, heads) in zip(projections, widths, strict=True):
+        made.append(_head_norm(tape, s, _as_heads(tape, s, linear(tape, s, module, normed), width, not heads), heads))
+    q, k, v = made
+    rotated = _rotate(tape, s, q, s.heads, None), _rotate(tape, s, k, s.kv_heads, None)
+    return *rotated, v, None
+
+
+def _head_norm(tape: Tape, s: Shapes, x: Value, heads: int) -> Value:
+    if not (s.qk_norm and heads):
+        return x
+    return norm(tape, s, x, s.tokens * heads, s.head_dim)
+
+
+def _as_heads(tape: Tape, s: Shapes, x: Value, width: int, is_value: bool | int) -> Value:
+    """`view(...).transpose(1, 2)`: in backward a copy, unless the gradient lies token by token already."""
+    in_order = bool(is_value) and s.kernel in ("flash", "efficient") and not s.repeat_kv
+    itemsize = x.itemsize
+
+    def rule(node: Node) -> Gradients:
+        gradient = node.take()
+        return (gradient if in_order else tape.new(terms.rotated, s.tokens, width, itemsize),)
+
+    return Value(x.storage, itemsize, tape.record(rule, x.node, views=True))
+
+
+def _cut_rotary(tape: Tape, s: Shapes, x: Value, width: int, passed: list[Storage]) -> Value:
+    """Heads cut into what is rotated and what passes, whose gradients are spread over the whole width again."""
+    itemsize = x.itemsize
+
+    def rule(node: Node) -> Gradients:
+        rotated = node.take()
+        whole = tape.new(terms.rotated, s.tokens, width, itemsize)
+        passed.pop(0)
+        if s.rotary_dim < s.head_dim:
+            rotated = tape.new(terms.rotated, s.tokens, width, itemsize)
+        del whole
+        return (rotated,)
+
+    return Value(x.storage, itemsize, tape.record(rule, x.node))
+
+
+def _rotate(tape: Tape, s: Shapes, x: Value, heads: int, passed: list[Storage] | None) -> Value:
+    """Rotary embedding: x·cos + rotated half·sin, joined with what is not rotated where heads were cut.
+
+    The cosines have the stream's dtype, and so does the result where x is narrower.
+    """
+    part, before = heads * s.rotary_dim, x.itemsize
+    after = max(before, s.stream)
+    with_cosine = tape.new(terms.rotated, s.tokens, part, after)
+    negative = tape.new(terms.rotated, s.tokens, part // 2, before)
+    turned = tape.new(terms.rotated, s.tokens, part, before)
+    del negative
+    with_sine = tape.new(terms.rotated, s.tokens, part, after)
+    del turned
+    out = tape.new(terms.rotated, s.tokens, part, after)
+    del with_cosine, with_sine
+    if passed is not None:
+        out = tape.new(terms.rotated, s.tokens, heads * s.head_dim, after)
+
+    def rule(node: Node) -> Gradients:
+        gradient = node.take()
+        turned = _scaled_back(tape, s, part, before, after)
+        negative = tape.new(terms.rotated, s.tokens, part // 2, before)
+        total = tape.new(terms.rotated, s.tokens, part, before)
+        del negative
+        other = tape.new(terms.rotated, s.tokens, part, before)
+        del turned, other
+        direct = _scaled_back(tape, s, part, before, after)
+        del direct
+        if passed is not None:
+            passed.append(gradient)
+        return (total,)
+
+    return Value(out, after, tape.record(rule, x.node))
+
+
+def _scaled_back(tape: Tape, s: Shapes, part: int, before: int, after: int) -> Storage:
+    """A gradient times the cosines or sines, in the dtype that the heads had before."""
+    out = tape.new(terms.rotated, s.tokens, part, after)
+    return out if before == after else tape.new(terms.rotated, s.tokens, part, before)
+
+
+def _mlp_linears(s: Shapes) -> tuple[Linear, ...]:
+    return s.linears[2 if s.fused else 4 :]
+
+
+def _gate(tape: Tape, s: Shapes, projections: list[Linear], middle: Value, *, allocates: bool = True) -> Value:
+    """Norm, projections, activation of one half, product with the other.
+
+    Args:
+        allocates: False where a recomputation stops before the product.
+    """
+    normed = norm(tape, s, middle, s.tokens, s.hidden)
+    make = _fused_gate if s.fused else _separate_gate
+    return make(tape, s, projections, normed, allocates)
+
+
+<<<<<<< HEAD
 def linear(ledger: Ledger, s: Shapes, module: Linear, itemsize: int) -> tuple[int, int, bool, Callable[[int], int]]:
     """A linear module with whatever stands in it: trained, frozen, quantised, adapted.
+=======
+def _fused_gate(tape: Tape, s: Shapes, projections: list[Linear], normed: Value, allocates: bool) -> Value:
+    joined = linear(tape, s, projections[0], normed)
+    itemsize = joined.itemsize
+    activated = tape.new(terms.activated, s.tokens, s.intermediate, itemsize)
+>>>>>>> main
 
-    Returns:
-        Output handle, output itemsize, whether it keeps its own input for backward, backward.
-    """
-    adapted = module.name in s.adapted
-    if s.trained:
-        return _trained_linear(ledger, s, module, itemsize)
-    if s.quantized:
-        return _quantized_linear(ledger, s, module, itemsize, adapted)
-    return _frozen_linear(ledger, s, module, itemsize, adapted)
+    def rule(node: Node) -> Gradients:
+        gradient = node.take()
+        of_up = tape.new(terms.activated, s.tokens, s.intermediate, itemsize)
+        of_activated = tape.new(terms.activated, s.tokens, s.intermediate, itemsize)
+        node.keeps = node.keeps[:1]
+        del gradient
+        of_gate = tape.new(terms.activated, s.tokens, s.intermediate, itemsize)
+        del of_activated
+        node.keeps = ()
+        total = tape.new(terms.projection, s.tokens, 2 * s.intermediate, itemsize)
+        del of_up, of_gate
+        return (total,)
 
-
-def _trained_linear(
-    ledger: Ledger, s: Shapes, module: Linear, itemsize: int
-) -> tuple[int, int, bool, Callable[[int], int]]:
-    """torch.nn.Linear whose weight is trained; under autocast over 16-bit copies of input and weight."""
-    tokens = s.tokens
-    keeps = []
-    cast_input = s.autocast and itemsize == 4
-    cast_weight = s.autocast and s.storage == 4
-    if cast_input:
-        keeps.append(ledger.new(terms.cast_input, tokens, module.inputs, 2))
-    if cast_weight:
-        keeps.append(ledger.new(terms.cast_weight, module.weights))
-    out_itemsize = 2 if s.autocast else itemsize
-    out = ledger.new(terms.projection, tokens, module.outputs, out_itemsize)
-
-    def backward(gradient: int) -> int:
-        back = ledger.new(terms.projection, tokens, module.inputs, out_itemsize)
-        if cast_weight:
-            narrow = ledger.new(terms.gradient, module.weights, 2)
-            ledger.free(gradient, *keeps)
-            keep_gradient(ledger, s, module.parameters, s.storage)
-            ledger.free(narrow)
-        else:
-            keep_gradient(ledger, s, module.parameters, s.storage)
-            ledger.free(gradient, *keeps)
-        if cast_input:
-            wide = ledger.new(terms.projection, tokens, module.inputs, 4)
-            ledger.free(back)
-            back = wide
-        return back
-
-    return out, out_itemsize, not cast_input, backward
+    node = tape.record(rule, joined.node, keeps=(joined.storage, activated))
+    if not allocates:
+        return Value(activated, itemsize, node)
+    return Value(tape.new(terms.activated, s.tokens, s.intermediate, itemsize), itemsize, node)
 
 
-def _frozen_linear(
-    ledger: Ledger, s: Shapes, module: Linear, itemsize: int, adapted: bool
-) -> tuple[int, int, bool, Callable[[int], int]]:
-    """torch.nn.Linear whose weight is frozen, under PEFT's LoRA layer where it is adapted."""
-    tokens = s.tokens
-    cast = ledger.new(terms.cast_input, tokens, module.inputs, 2) if s.autocast and itemsize == 4 else None
-    copied_weight = ledger.new(terms.cast_weight, module.weights) if s.autocast and s.storage == 4 else None
-    out_itemsize = 2 if s.autocast else itemsize
-    out = ledger.new(terms.projection, tokens, module.outputs, out_itemsize)
-    if cast is not None:
-        ledger.free(cast)
-    keeps_input = False
-    adapter = None
-    if adapted:
-        out, keeps_input, adapter = _adapter(ledger, s, module, itemsize, out, out_itemsize, converts=True)
+def _separate_gate(tape: Tape, s: Shapes, projections: list[Linear], normed: Value, allocates: bool) -> Value:
+    gate = linear(tape, s, projections[0], normed)
+    itemsize = gate.itemsize
 
-    def backward(gradient: int) -> int:
-        through, gradient = adapter(gradient) if adapter else (None, gradient)
-        back = ledger.new(terms.projection, tokens, module.inputs, out_itemsize)
-        ledger.free(gradient, *([copied_weight] if copied_weight is not None else []))
-        if s.autocast and itemsize == 4:
-            wide = ledger.new(terms.projection, tokens, module.inputs, 4)
-            ledger.free(back)
-            back = wide
-        if through is not None:
-            ledger.free(back)
-            return through
-        return back
+    def one(_: Node) -> Gradients:
+        return (tape.new(terms.activated, s.tokens, s.intermediate, itemsize),)
 
-    return out, out_itemsize, keeps_input, backward
+    def both(node: Node) -> Gradients:
+        return one(node) + one(node)
 
-
-def _quantized_linear(
-    ledger: Ledger, s: Shapes, module: Linear, itemsize: int, adapted: bool
-) -> tuple[int, int, bool, Callable[[int], int]]:
-    """bitsandbytes' Linear4bit: the input in the compute dtype, the weight expanded, the output converted back."""
-    tokens = s.tokens
-    converts = itemsize != s.storage
-    cast = ledger.new(terms.cast_input, tokens, module.inputs, s.storage) if converts else None
-    expanded = _expand(ledger, s, module)
-    out = ledger.new(terms.projection, tokens, module.outputs, s.storage)
-    ledger.free(*expanded)
-    if converts:
-        wide = ledger.new(terms.projection, tokens, module.outputs, itemsize)
-        ledger.free(out, *([cast] if cast is not None else []))
-        out = wide
-    keeps_input = False
-    adapter = None
-    if adapted:
-        clone = ledger.new(terms.projection, tokens, module.outputs, itemsize)
-        ledger.free(out)
-        out, keeps_input, adapter = _adapter(ledger, s, module, itemsize, clone, itemsize, converts=not s.autocast)
-
-    def backward(gradient: int) -> int:
-        through, gradient = adapter(gradient) if adapter else (None, gradient)
-        if converts:
-            narrow = ledger.new(terms.projection, tokens, module.outputs, s.storage)
-            ledger.free(gradient)
-            gradient = narrow
-        expanded = _expand(ledger, s, module)
-        back = ledger.new(terms.projection, tokens, module.inputs, s.storage)
-        ledger.free(*expanded, gradient)
-        if converts:
-            wide = ledger.new(terms.projection, tokens, module.inputs, itemsize)
-            ledger.free(back)
-            back = wide
-        if through is not None:
-            ledger.free(back)
-            return through
-        return back
-
-    return out, itemsize, keeps_input, backward
-
-
-def _expand(ledger: Ledger, s: Shapes, module: Linear) -> list[int]:
-    """The expanded weight; the scales, expanded first, are gone when it is used."""
-    scales = ledger.new(terms.dequantized_scales, module.weights) if s.double else None
-    expanded = ledger.new(terms.dequantized_weight, module.weights, s.storage)
-    if scales is not None:
-        ledger.free(scales)
-    return [expanded]
-
-
-def _adapter(
-    ledger: Ledger, s: Shapes, module: Linear, itemsize: int, out: int, out_itemsize: int, *, converts: bool
-) -> tuple[int, bool, Callable[[int], tuple[int, int]]]:
-    """LoRA's path beside a frozen module: convert, drop out, two products, scale, add.
-
-    Args:
-        out: handle of the module's own output; replaced by the sum.
-        converts: the input is first converted to the adapter's fp32, whatever autocast does then.
-
-    Returns:
-        Handle of the sum, whether the adapter keeps the module's own input, and a backward that takes the gradient of
-        the sum and returns the gradient of the module's input and that of the module's own output.
-    """
-    tokens, rank, inner = s.tokens, s.rank, 2 if s.autocast else 4
-    small = module.inputs * rank, module.outputs * rank
-    copies: list[int] = []
-    keeps: list[int] = []
-    width = itemsize
-    if converts and itemsize == 2:
-        copies.append(ledger.new(terms.adapter_input, tokens, module.inputs, 4))
-        width = 4
-    if s.dropout:
-        dropped = ledger.new(terms.adapter_input, tokens, module.inputs, width)
-        keeps.append(ledger.new(terms.adapter_dropout_mask, tokens, module.inputs))
-        copies.append(dropped)
-    casts = s.autocast and width == 4
-    if casts:
-        keeps.append(ledger.new(terms.adapter_input, tokens, module.inputs, 2))
-    if s.autocast:
-        keeps += [ledger.new(terms.cast_adapter_weight, elements) for elements in small]
-    keeps.append(ledger.new(terms.adapter_inner, tokens, rank, inner))
-    product = ledger.new(terms.adapter_output, tokens, module.outputs, inner)
-    scaled = ledger.new(terms.adapter_output, tokens, module.outputs, inner)
-    ledger.free(product)
-    narrows_first = s.quantized and inner > out_itemsize
-    if narrows_first:
-        narrow = ledger.new(terms.adapter_output, tokens, module.outputs, out_itemsize)
-        ledger.free(scaled)
-        scaled = narrow
-    sum_itemsize = out_itemsize if narrows_first else max(inner, out_itemsize)
-    total = ledger.new(terms.adapter_output, tokens, module.outputs, sum_itemsize)
-    ledger.free(scaled, out)
-    if sum_itemsize > out_itemsize:
-        narrow = ledger.new(terms.projection, tokens, module.outputs, out_itemsize)
-        ledger.free(total)
-        total = narrow
-    keeps_input = False
-    if casts:
-        ledger.free(*copies)
-    elif copies:
-        keeps.append(copies[-1])
-        ledger.free(*copies[:-1])
-    else:
-        keeps_input = True
-
-    def backward(gradient: int) -> tuple[int, int]:
-        own = ledger.share(gradient)
-        if inner != out_itemsize:
-            wide = ledger.new(terms.adapter_output, tokens, module.outputs, inner)
-            ledger.free(gradient)
-            if inner > out_itemsize and not narrows_first:
-                ledger.free(own)
-                own = ledger.new(terms.projection, tokens, module.outputs, out_itemsize)
-            gradient = wide
-        scaled = ledger.new(terms.adapter_output, tokens, module.outputs, inner)
-        ledger.free(gradient)
-        hidden = ledger.new(terms.adapter_inner, tokens, rank, inner)
-        keep_gradient(ledger, s, small[1], 4)
-        ledger.free(scaled)
-        back = ledger.new(terms.adapter_input, tokens, module.inputs, inner)
-        keep_gradient(ledger, s, small[0], 4)
-        ledger.free(hidden, *keeps)
-        if inner != width:
-            cast = ledger.new(terms.adapter_input, tokens, module.inputs, width)
-            ledger.free(back)
-            back = cast
-        if s.dropout:
-            undropped = ledger.new(terms.adapter_input, tokens, module.inputs, width)
-            ledger.free(back)
-            back = undropped
-        if width != itemsize:
-            cast = ledger.new(terms.adapter_input, tokens, module.inputs, itemsize)
-            ledger.free(back)
-            back = cast
-        return back, own
-
-    return total, keeps_input, backward
-
-
-def attention(ledger: Ledger, s: Shapes, itemsize: int) -> tuple[int, int, Callable[[int], None]]:
-    """Scores, softmax and weighted sum over rotated queries and keys, by the kernel that runs.
-
-    Returns:
-        Output handle, output itemsize, and a backward that leaves the gradients of queries, keys and values to the
-        caller (it allocates only what the kernel needs beside them, and releases what it kept).
-    """
-    compute = 2 if s.autocast else itemsize
-    tokens, query, kv = s.tokens, s.heads * s.head_dim, s.kv_heads * s.head_dim
-    keeps: list[int] = []
-    if compute != itemsize:
-        keeps += [ledger.new(terms.cast_input, tokens, width, compute) for width in (query, kv, kv)]
-    if s.repeat_kv:
-        keeps += [ledger.new(terms.repeated_heads, tokens, query, compute) for _ in range(2)]
-    if s.kernel in ("flash", "efficient"):
-        return _fused_attention(ledger, s, compute, keeps)
-    return _unfused_attention(ledger, s, compute, keeps)
-
-
-def _fused_attention(
-    ledger: Ledger, s: Shapes, compute: int, keeps: list[int]
-) -> tuple[int, int, Callable[[int], None]]:
-    tokens, query = s.tokens, s.heads * s.head_dim
-    rows = tokens if s.kernel == "flash" else s.batch * -(-s.seq // 32) * 32
-    if s.kernel == "efficient" and s.mask_rows:
-        keeps.append(ledger.new(terms.attention_mask, s.mask_rows, s.seq, compute))
-    out = ledger.new(terms.attention_output, tokens, query, compute)
-    keeps.append(ledger.new(terms.attention_statistics, rows, s.heads))
-
-    def backward(gradient: int) -> None:
-        rounded = s.batch * -(-s.seq // 128) * 128
-        delta = ledger.new(terms.attention_statistics, rounded, s.heads)
-        sums = []
-        if compute == 2:
-            widths = (query,) if s.kernel == "flash" else (query, query, query)
-            sums = [ledger.new(terms.attention_backward_accumulator, rounded, width) for width in widths]
-        ledger.free(delta, *sums, *keeps, gradient)
-
-    return out, compute, backward
-
-
-def _unfused_attention(
-    ledger: Ledger, s: Shapes, compute: int, keeps: list[int]
-) -> tuple[int, int, Callable[[int], None]]:
-    """Math (in fp32 inside) and eager (16-bit scores, fp32 softmax) keep batch × heads × seq² tensors."""
-    tokens, query = s.tokens, s.heads * s.head_dim
-    square = (s.batch, s.heads, s.seq)
-    inner = 4 if s.kernel == "math" else compute
-    if s.kernel == "math" and compute == 2:
-        keeps += [ledger.new(terms.rotated, tokens, query, 4) for _ in range(3)]
-    scores = ledger.new(terms.attention_scores, *square, inner)
-    masked = ledger.new(terms.attention_scores, *square, inner)
-    ledger.free(scores)
-    softmax = ledger.new(terms.attention_scores, *square, 4)
-    keeps.append(softmax)
-    ledger.free(masked)
-    if s.kernel == "eager" and compute == 2:
-        keeps.append(ledger.new(terms.attention_scores, *square, 2))
-    out = ledger.new(terms.attention_output, tokens, query, compute)
-
-    def backward(gradient: int) -> None:
-        first = ledger.new(terms.attention_scores, *square, inner)
-        ledger.free(gradient)
-        second = ledger.new(terms.attention_scores, *square, 4)
-        third = ledger.new(terms.attention_scores, *square, inner)
-        ledger.free(first, second, third, *keeps)
-
-    return out, compute, backward
-
-
-def decoder_layer(ledger: Ledger, s: Shapes) -> Backward:
-    """Forward of one layer, as far as the last tensor that backward needs; the input stays the caller's.
-
-    Under gradient checkpointing this is the recomputation, which stops there too (torch/utils/checkpoint.py,
-    early stop); without it the output is the next layer's input, which the caller accounts for.
-    """
-    tokens = s.tokens
-    attend = _attention_block(ledger, s)
-    middle = ledger.new(terms.hidden_states, tokens, s.hidden, s.stream)
-    feed = _mlp_block(ledger, s)
-    if s.stream == 2:
-        ledger.free(middle)
-        middle = -1
-
-    def backward(gradient: int) -> int:
-        through = feed(gradient)
-        ledger.free(through, *([middle] if middle >= 0 else []))
-        through = attend(gradient)
-        ledger.free(through)
-        return gradient
-
-    return backward
-
-
-def _attention_block(ledger: Ledger, s: Shapes) -> Backward:
-    tokens = s.tokens
-    ledger.at("attention forward")
-    *projections, output_module = s.linears[: 2 if s.fused else 4]
-    normed, itemsize, norm_backward = norm(ledger, s, s.hidden, tokens, s.stream)
-    outputs, backwards, keeps_input = [], [], False
-    for module in projections:
-        out, out_itemsize, keeps, back = linear(ledger, s, module, itemsize)
-        outputs.append(out)
-        backwards.append(back)
-        keeps_input = keeps_input or keeps
-    rotated = _rotate(ledger, s, out_itemsize)
-    if not s.fused:
-        ledger.free(*outputs[:2])
-        outputs = outputs[2:]
-    attended, attended_itemsize, attention_backward = attention(ledger, s, out_itemsize)
-    result, result_itemsize, keeps_attended, output_backward = linear(ledger, s, output_module, attended_itemsize)
-    if not keeps_input:
-        ledger.free(normed)
-    ledger.free(result)
-
-    def backward(gradient: int) -> int:
-        ledger.at("attention backward")
-        back = output_backward(_branch_gradient(ledger, s, gradient, result_itemsize))
-        attention_backward(back)
-        ledger.free(attended)
-        widths = [s.heads * s.head_dim, s.kv_heads * s.head_dim, s.kv_heads * s.head_dim]
-        gradients = [ledger.new(terms.rotated, tokens, width, out_itemsize) for width in widths]
-        ledger.free(*rotated, *outputs)
-        if s.fused:
-            joined = ledger.new(terms.projection, tokens, sum(widths), out_itemsize)
-            ledger.free(*gradients)
-            gradients = [joined]
-        total = -1
-        for back_of, output_gradient in zip(reversed(backwards), reversed(gradients), strict=True):
-            part = back_of(output_gradient)
-            if total >= 0:
-                ledger.free(part)
-            else:
-                total = part
-        if keeps_input:
-            ledger.free(normed)
-        return norm_backward(total)
-
-    return backward
-
-
-def _branch_gradient(ledger: Ledger, s: Shapes, gradient: int, itemsize: int) -> int:
-    """The residual's gradient as the branch takes it: the same tensor, or a copy in the branch's dtype."""
-    if itemsize == s.stream:
-        return ledger.share(gradient)
-    return ledger.new(terms.projection, s.tokens, s.hidden, itemsize)
-
-
-def _rotate(ledger: Ledger, s: Shapes, itemsize: int) -> list[int]:
-    """Rotary embedding of queries, then of keys: two products, their sum, joined with what is not rotated."""
-    rotated = []
-    for heads in (s.heads, s.kv_heads):
-        sizes = (s.tokens, heads * s.head_dim, itemsize)
-        temporaries = [ledger.new(terms.rotated, *sizes) for _ in range(3)]
-        rotated.append(ledger.new(terms.rotated, *sizes))
-        ledger.free(*temporaries)
-    return rotated
-
-
-def _mlp_block(ledger: Ledger, s: Shapes) -> Backward:
-    tokens, inner = s.tokens, s.intermediate
-    ledger.at("MLP forward")
-    *projections, down = s.linears[2 if s.fused else 4 :]
-    normed, itemsize, norm_backward = norm(ledger, s, s.hidden, tokens, s.stream)
-    outputs, backwards, keeps_input = [], [], False
-    for module in projections:
-        out, out_itemsize, keeps, back = linear(ledger, s, module, itemsize)
-        outputs.append(out)
-        backwards.append(back)
-        keeps_input = keeps_input or keeps
-    activated = ledger.new(terms.activated, tokens, inner, out_itemsize)
-    product = ledger.new(terms.activated, tokens, inner, out_itemsize)
-    result, result_itemsize, keeps_product, down_backward = linear(ledger, s, down, out_itemsize)
-    ledger.free(result)
-    if not keeps_product:
-        ledger.free(product)
-    if not keeps_input:
-        ledger.free(normed)
-
-    def backward(gradient: int) -> int:
-        ledger.at("MLP backward")
-        back = down_backward(_branch_gradient(ledger, s, gradient, result_itemsize))
-        if keeps_product:
-            ledger.free(product)
-        of_up = ledger.new(terms.activated, tokens, inner, out_itemsize)
-        of_activated = ledger.new(terms.activated, tokens, inner, out_itemsize)
-        ledger.free(back, activated)
-        of_gate = ledger.new(terms.activated, tokens, inner, out_itemsize)
-        ledger.free(of_activated, *outputs)
-        gradients = [of_gate, of_up]
-        if s.fused:
-            joined = ledger.new(terms.projection, tokens, 2 * inner, out_itemsize)
-            ledger.free(*gradients)
-            gradients = [joined]
-        total = -1
-        for back_of, output_gradient in zip(reversed(backwards), reversed(gradients), strict=True):
-            part = back_of(output_gradient)
-            if total >= 0:
-                ledger.free(part)
-            else:
-                total = part
-        if keeps_input:
-            ledger.free(normed)
-        return norm_backward(total)
-
-    return backward
+    storage = tape.new(terms.activated, s.tokens, s.intermediate, itemsize)
+    activated = Value(storage, itemsize, tape.record(one, gate.node, keeps=(gate.storage,)))
+    del gate, storage
+    up = linear(tape, s, projections[1], normed)
+    node = tape.record(both, activated.node, up.node, keeps=(activated.storage, up.storage))
+    if not allocates:
+        return Value(up.storage, itemsize, node)
+    return Value(tape.new(terms.activated, s.tokens, s.intermediate, itemsize), itemsize, node)

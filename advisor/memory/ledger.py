@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -73,7 +73,10 @@ class Ledger:
         "_moments",
         "_peak_event",
         "_peaks",
+<<<<<<< HEAD
         "_references",
+=======
+>>>>>>> main
         "_since",
         "live_bytes",
         "peak_bytes",
@@ -81,7 +84,6 @@ class Ledger:
 
     def __init__(self) -> None:
         self._entries: list[tuple[Term, tuple[int, ...], int, int, Component]] = []
-        self._references: list[int] = []
         self._events: list[int] = []
         self._moments: list[tuple[int, str]] = []
         self._peaks: dict[str, int] = {}
@@ -106,10 +108,10 @@ class Ledger:
             component: what it counts under, where that is not the term's own.
         """
         size_bytes = (term.function(*sizes) + BLOCK_BYTES - 1) // BLOCK_BYTES * BLOCK_BYTES * count
-        handle = len(self._entries)
-        self._entries.append((term, sizes, count, size_bytes, component or term.component))
+        entries = self._entries
+        handle = len(entries)
+        entries.append((term, sizes, count, size_bytes, component or term.component))
         self._events.append(handle)
-        self._references.append(1)
         self.live_bytes = live = self.live_bytes + size_bytes
         if live > self._since:
             self._since = live
@@ -118,18 +120,52 @@ class Ledger:
                 self._peak_event = len(self._events)
         return handle
 
-    def share(self, handle: int) -> int:
-        """A second reference to a tensor: it lives until both are freed."""
-        self._references[handle] += 1
-        return handle
-
     def free(self, *handles: int) -> None:
-        """Drops references; a tensor without any is released."""
+        """Releases tensors."""
         for handle in handles:
-            self._references[handle] -= 1
-            if not self._references[handle]:
-                self.live_bytes -= self._entries[handle][3]
-                self._events.append(~handle)
+            self.live_bytes -= self._entries[handle][3]
+            self._events.append(~handle)
+
+    def like(self, handle: int) -> int:
+        """Allocates a tensor of the same kind and size as another, which may be gone."""
+        term, sizes, count, _, component = self._entries[handle]
+        return self.new(term, *sizes, count=count, component=component)
+
+    @property
+    def position(self) -> int:
+        """How many events there have been, for `replay`."""
+        return len(self._events)
+
+    def replay(self, source: Ledger, start: int, stop: int, moment: str, now: dict[int, int]) -> None:
+        """Repeats another ledger's events between two positions.
+
+        Args:
+            source: the other ledger.
+            start: the first event.
+            stop: the first event that is not repeated.
+            moment: the name of the repetition.
+            now: handles there and what stands for them here; what is allocated is added.
+        """
+        self.at(moment)
+        entries, events = self._entries, self._events
+        live, highest = self.live_bytes, self._since
+        for event in source._events[start:stop]:
+            if event >= 0:
+                now[event] = handle = len(entries)
+                entry = source._entries[event]
+                entries.append(entry)
+                events.append(handle)
+                live += entry[3]
+                if live > highest:
+                    highest = live
+                    if live > self.peak_bytes:
+                        self.peak_bytes = live
+                        self._peak_event = len(events)
+            else:
+                handle = now[~event]
+                events.append(~handle)
+                live -= entries[handle][3]
+        self.live_bytes, self._since = live, highest
 
     @property
     def peak_moment(self) -> str:
@@ -149,14 +185,23 @@ class Ledger:
         """Everything allocated when the total stood highest, alike ones merged, the largest first."""
         return self._alive_after(self._peak_event)
 
-    def alive(self) -> tuple[Entry, ...]:
-        """Everything allocated now, alike ones merged, the largest first."""
-        return self._alive_after(len(self._events))
-
-    def _alive_after(self, events: int) -> tuple[Entry, ...]:
+    def handles_after(self, events: int) -> set[int]:
+        """The handles of everything allocated after so many events."""
         alive: set[int] = set()
         for event in self._events[:events]:
             alive.discard(~event) if event < 0 else alive.add(event)
+        return alive
+
+    def repeat(self, source: Ledger, handles: Set[int], count: int) -> list[int]:
+        """Allocates `count` of each of another ledger's tensors, and returns their handles."""
+        made = []
+        for handle in sorted(handles):
+            term, sizes, one, _, component = source._entries[handle]
+            made.append(self.new(term, *sizes, count=one * count, component=component))
+        return made
+
+    def _alive_after(self, events: int) -> tuple[Entry, ...]:
+        alive = self.handles_after(events)
         merged: dict[tuple[int, tuple[int, ...], Component], Entry] = {}
         for handle in sorted(alive):
             term, sizes, count, size_bytes, component = self._entries[handle]

@@ -192,6 +192,16 @@ def token_ids(tokens: int, tensors: int) -> int:
     return tokens * tensors * 8
 
 
+@term("workspace")
+def embedding_rows(tokens: int, width: int) -> int:
+    """The embedding's gradient summed in fp32, a row for each token.
+
+    tokens × width × 4.
+    Source: aten/src/ATen/native/cuda/EmbeddingBackwardKernel.cu, grad_weight_per_segment.
+    """
+    return tokens * width * 4
+
+
 @term("activations")
 def rotary_table(positions: int, width: int, itemsize: int) -> int:
     """The cosines and sines of the rotary embedding.
@@ -380,6 +390,16 @@ def attention_backward_accumulator(tokens: int, width: int) -> int:
     Source: flash_attn/flash_api.cpp, dq_accum; mem_eff_attention/kernel_backward.h, workspace.
     """
     return tokens * width * 4
+
+
+@term("workspace")
+def efficient_workspace(elements: int) -> int:
+    """The memory-efficient backward's fp32 accumulators.
+
+    elements × 4.
+    Source: mem_eff_attention/kernel_backward.h, workspace_size.
+    """
+    return elements * 4
 
 
 @term("activations")
