@@ -216,15 +216,10 @@ def _gate(tape: Tape, s: Shapes, projections: list[Linear], middle: Value, *, al
     return make(tape, s, projections, normed, allocates)
 
 
-<<<<<<< HEAD
-def linear(ledger: Ledger, s: Shapes, module: Linear, itemsize: int) -> tuple[int, int, bool, Callable[[int], int]]:
-    """A linear module with whatever stands in it: trained, frozen, quantised, adapted.
-=======
 def _fused_gate(tape: Tape, s: Shapes, projections: list[Linear], normed: Value, allocates: bool) -> Value:
     joined = linear(tape, s, projections[0], normed)
     itemsize = joined.itemsize
     activated = tape.new(terms.activated, s.tokens, s.intermediate, itemsize)
->>>>>>> main
 
     def rule(node: Node) -> Gradients:
         gradient = node.take()
