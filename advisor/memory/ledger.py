@@ -73,10 +73,6 @@ class Ledger:
         "_moments",
         "_peak_event",
         "_peaks",
-<<<<<<< HEAD
-        "_references",
-=======
->>>>>>> main
         "_since",
         "live_bytes",
         "peak_bytes",
