@@ -136,7 +136,7 @@ def build_skeleton(plan: Plan, architecture: Mapping[str, Any]) -> Any:
 
     config = build_config(architecture)
     # flash_attention_2 needs its package only to run; the name is set once the model exists.
-    built_with = "sdpa" if plan.attention == "flash_attention_2" else plan.attention
+    built_with = "eager" if plan.attention == "flash_attention_2" else plan.attention
     try:
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=_dtype(plan), attn_implementation=built_with)
@@ -145,7 +145,7 @@ def build_skeleton(plan: Plan, architecture: Mapping[str, Any]) -> Any:
             "attention",
             f"{config.model_type} cannot use {plan.attention}",
             why=str(error)[:300],
-            hint='Use attention = "eager".',
+            hint='Write attention = "eager".',
         ) from error
     if plan.attention != built_with:
         model.config._attn_implementation = plan.attention

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from advisor.errors import EnvironmentLacksError, InputError
+from advisor.errors import EnvironmentLacksError, InputError, PlanError
 from advisor.memory.trace import Trace, trace
 from advisor.plan import plan_from_fields
 from advisor.units import GIB
@@ -151,6 +151,53 @@ def test_other_architectures(model_type: str, extra: dict[str, Any], method: dic
 def test_an_unknown_model_type_is_an_input_error() -> None:
     with pytest.raises(InputError, match="no model_type"):
         traced({"model_type": "phi33"}, **LORA)
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "bloom"])
+def test_an_architecture_without_sdpa_is_offered_eager(model_type: str) -> None:
+    with pytest.raises(PlanError, match="attention") as caught:
+        traced({**SHALLOW, "model_type": model_type}, **LORA)
+    assert 'attention = "eager"' in caught.value.hint
+
+
+def test_flash_attention_is_not_refused_by_an_architecture_without_sdpa() -> None:
+    small = {**SHALLOW, "model_type": "gemma2", "hidden_size": 512, "num_attention_heads": 4, "head_dim": 128}
+    found = traced(
+        {**small, "num_key_value_heads": 4, "sliding_window": 4096}, **LORA, attention="flash_attention_2", seq_len=128
+    )
+    assert any("_flash_attention_forward" in event.allocation.operation for event in found.events)
+
+
+def test_float16_scales_its_gradients() -> None:
+    found = traced(**LORA, dtype="float16", autocast="float16", seq_len=128)
+    steps = [e.allocation for e in found.events if e.allocation.component == "optimizer" and not e.freed]
+    assert any("reciprocal" in allocation.operation for allocation in steps)
+    assert found.components["optimizer"] >= 8 * found.trainable_parameters
+
+
+def test_softmax_from_float16_to_fp32_is_one_kernel() -> None:
+    def copies_of_scores(dtype: str) -> int:
+        found = traced(**LORA, dtype=dtype, attention="eager", seq_len=128, micro_batch=1)
+        scores = (1, 32, 128, 128)
+        made = [e.allocation for e in found.events if not e.freed and e.allocation.shape == scores]
+        copies = [a for a in made if a.dtype == "float32" and a.operation.startswith("aten._to_copy")]
+        return sum(a.moment == "forward" for a in copies)
+
+    assert copies_of_scores("bfloat16") > copies_of_scores("float16") == 0
+
+
+def test_evaluation_and_saving_are_moments_of_their_own() -> None:
+    found = traced(**LORA)
+    kept = found.components["weights"] + found.components["adapters"] + 8 * found.trainable_parameters
+    assert kept < found.saving_bytes < found.evaluation_bytes < found.step_bytes == found.allocated_bytes
+
+
+def test_a_trace_ends_with_what_the_run_still_holds() -> None:
+    found = traced(**LORA)
+    alive = sum(-e.allocation.nbytes if e.freed else e.allocation.nbytes for e in found.events)
+    assert alive > 8 * found.trainable_parameters
+    states = {e.allocation.module for e in found.events if e.allocation.component == "optimizer"}
+    assert any("lora_A" in module for module in states)
 
 
 def test_what_cannot_be_traced_is_named() -> None:

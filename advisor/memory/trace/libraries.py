@@ -62,6 +62,7 @@ def _flash_dense(
     softmax_scale: float | None = None,
     causal: bool = False,
     window_size: tuple[int, int] = (-1, -1),  # noqa: ARG001 - transformers asks whether the package takes it
+    softcap: float = 0.0,  # noqa: ARG001 - the same
 ) -> torch.Tensor:
     """flash_attn_func; tensors are (batch, tokens, heads, head size)."""
     output: torch.Tensor = torch.ops.aten._flash_attention_forward(
@@ -82,6 +83,7 @@ def _flash_packed(
     softmax_scale: float | None = None,
     causal: bool = False,
     window_size: tuple[int, int] = (-1, -1),  # noqa: ARG001 - transformers asks whether the package takes it
+    softcap: float = 0.0,  # noqa: ARG001 - the same
 ) -> torch.Tensor:
     """flash_attn_varlen_func; tensors are (tokens, heads, head size)."""
     output: torch.Tensor = torch.ops.aten._flash_attention_forward(

@@ -115,7 +115,8 @@ class Tracker(TorchDispatchMode):
             return True
         if self.places.phase != "backward" or self.places.modules or torch.is_grad_enabled():
             return False
-        alone = old._use_count() <= self._lone_uses and not old._is_view()
+        uses: int = old._use_count()  # type: ignore[attr-defined]
+        alone = uses <= self._lone_uses and not old._is_view()
         return alone and bool(_is_dense(old)) and old.shape == new.shape and old.dtype == new.dtype
 
     def _take_over(self, old: torch.Tensor, new: torch.Tensor) -> None:
