@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import import_module
 from importlib.util import find_spec
 from math import prod
 
@@ -260,5 +259,6 @@ class _PressedAllocator(CachingAllocator):
 
 
 def _version_warnings() -> tuple[str, ...]:
-    name = "advisor.memory.trace.versions"
-    return tuple(import_module(name).version_warnings()) if find_spec(name) else ()
+    from advisor.memory.trace.versions import version_warnings
+
+    return tuple(version_warnings())
