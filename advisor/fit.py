@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from advisor.hardware import Gpu
 from advisor.units import MIB, gib, size
 
-MARGIN_SHARE = 0.02
-"""Kept free for what the estimate does not see: its own stated error, a library's scratch buffers."""
+MARGIN_SHARE = 0.03
+"""Kept free for what the estimate does not see: 1 % is the most that it may say too little of the trace; 2 % for pages
+that are used in part and libraries' scratch buffers, assumed."""
 
 SMALLEST_MARGIN_BYTES = 128 * MIB
 
