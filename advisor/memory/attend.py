@@ -29,7 +29,10 @@ def attend(tape: Tape, s: Shapes, q: Value, k: Value, v: Value) -> tuple[Value, 
         k, v = (convert(tape, x, s.tokens, s.query if s.repeat_kv else s.kv, 2) for x in (k, v))
     if s.kernel == "math":
         return _in_order(tape, s, _math(tape, s, q, k, v)), None
-    if s.kernel == "flash":
+    if s.packed:
+        k, v, q = (_unpad(tape, s, x, width) for x, width in ((k, s.kv), (v, s.kv), (q, s.query)))
+        return _pad(tape, s, _flash(tape, s, q, k, v)), None
+    if s.kernel in ("flash", "cudnn"):
         out = _flash(tape, s, q, k, v)
         return (_in_order(tape, s, out) if s.fused else out), None
     return _efficient(tape, s, q, k, v), None
@@ -43,6 +46,33 @@ def _in_order(tape: Tape, s: Shapes, out: Value) -> Value:
 
     storage = tape.new(terms.attention_output, s.tokens, s.query, out.itemsize)
     return Value(storage, out.itemsize, tape.record(rule, out.node, views=True))
+
+
+def _unpad(tape: Tape, s: Shapes, x: Value, width: int) -> Value:
+    """The tokens that are no padding; at worst nearly all are.
+
+    Source: transformers/modeling_flash_attention_utils.py, _upad_input and _index_first_axis.
+    """
+    itemsize = x.itemsize
+
+    def rule(node: Node) -> Gradients:
+        gradient = node.take()
+        zeros = tape.new(terms.rotated, s.tokens, width, itemsize)
+        back = tape.new(terms.rotated, s.tokens, width, itemsize)
+        del zeros, gradient
+        return (back,)
+
+    return Value(tape.new(terms.rotated, s.tokens, width, itemsize), itemsize, tape.record(rule, x.node))
+
+
+def _pad(tape: Tape, s: Shapes, x: Value) -> Value:
+    """The output with the padding put back. Source: modeling_flash_attention_utils.py, _pad_input."""
+    itemsize = x.itemsize
+
+    def rule(_: Node) -> Gradients:
+        return (tape.new(terms.attention_output, s.tokens, s.query, itemsize),)
+
+    return Value(tape.new(terms.attention_output, s.tokens, s.query, itemsize), itemsize, tape.record(rule, x.node))
 
 
 def _repeat(tape: Tape, s: Shapes, x: Value) -> Value:
@@ -83,25 +113,30 @@ def _round_up(value: int, multiple: int) -> int:
 
 
 def _flash(tape: Tape, s: Shapes, q: Value, k: Value, v: Value) -> Value:
-    """Source: flash_attn/flash_api.cpp, mha_fwd and mha_bwd."""
+    """Flash attention, or cuDNN's, which takes a mask and shares key heads; its workspace is assumed to be flash's.
+
+    Source: flash_attn/flash_api.cpp, mha_fwd and mha_bwd.
+    """
     itemsize = q.itemsize
+    mask = _additive_mask(tape, s, itemsize) if s.mask_rows else None
     out = tape.new(terms.attention_output, s.tokens, s.query, itemsize)
     statistics = tape.new(terms.attention_statistics, s.tokens, s.heads)
 
     def rule(_: Node) -> Gradients:
-        copy = tape.new(terms.attention_output, s.tokens, s.query, itemsize) if s.fused else None
+        copies = s.fused and not s.packed
+        copy = tape.new(terms.attention_output, s.tokens, s.query, itemsize) if copies else None
         gradients = _gradients(tape, s, itemsize)
-        rows = s.batch * _round_up(s.seq, 128)
+        rows = s.tokens + 128 * s.batch if s.packed else s.batch * _round_up(s.seq, 128)
         head = _round_up(s.head_dim, 32 if s.head_dim <= 128 else 64)
         sums = tape.new(terms.attention_statistics, rows, s.heads)
         accumulated = tape.new(terms.attention_backward_accumulator, rows, s.heads * head)
         expanded = []
-        if s.heads != s.kv_heads and not s.repeat_kv:
+        if s.heads != s.kv_heads and s.kernel == "flash":
             expanded = [tape.new(terms.repeated_heads, s.tokens, s.query, itemsize) for _ in range(2)]
         del copy, sums, accumulated, expanded
         return gradients
 
-    keeps = (q.storage, k.storage, v.storage, out, statistics)
+    keeps = (q.storage, k.storage, v.storage, out, statistics) + ((mask,) if mask is not None else ())
     return Value(out, itemsize, tape.record(rule, q.node, k.node, v.node, keeps=keeps))
 
 

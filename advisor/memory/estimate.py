@@ -12,7 +12,8 @@ from advisor.memory.ledger import COMPONENTS, Component, Ledger
 from advisor.memory.step import layer_shapes, paged_bytes, run_step, trained_elements
 from advisor.plan import Plan
 
-HOPPER = (9, 0)
+LARGE_WORKSPACES = (9, 10)
+"""Majors of the capabilities on which cuBLAS keeps 32 MiB a thread (cuda/CublasHandlePool.cpp)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +88,7 @@ def simulate(plan: Plan, arch: Architecture, gpu: Gpu) -> Ledger:
     check_plan(plan, arch, gpu)
     shapes = layer_shapes(plan, arch, capability=gpu.capability, backend=gpu.backend)
     ledger = Ledger()
-    hopper = gpu.backend == "cuda" and gpu.capability == HOPPER
+    hopper = gpu.backend == "cuda" and gpu.capability is not None and gpu.capability[0] in LARGE_WORKSPACES
     run_step(ledger, plan, arch, shapes, hopper=hopper)
     return ledger
 
@@ -116,7 +117,13 @@ def check_plan(plan: Plan, arch: Architecture, gpu: Gpu) -> None:
 
 
 def reserved_bytes(ledger: Ledger) -> int:
-    """What the allocator holds at the peak, with expandable segments."""
+    """What the allocator must hold at the peak, with expandable segments, as our training sets them.
+
+    The peak allocated, in whole pages. On a GPU with room to spare the allocator holds more, because freed blocks
+    that nothing fits into stay mapped (traced: 1 to 20 %, only the replay can say); on a full GPU it unmaps them and
+    uses their pages again, so they decide nothing about whether a plan fits.
+    Source: c10/cuda/CUDACachingAllocator.cpp, release_cached_blocks and unmap_block.
+    """
     return -(-ledger.peak_bytes // PAGE_BYTES) * PAGE_BYTES
 
 

@@ -6,6 +6,7 @@ accelerate utils/operations.py, convert_outputs_to_fp32.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import partial
 
 from advisor.architecture import Architecture
@@ -16,6 +17,20 @@ from advisor.memory.norm import norm
 from advisor.memory.shapes import Shapes
 from advisor.memory.tape import Gradients, Node, Storage, Tape, Value, waiting
 from advisor.plan import Plan
+
+
+@dataclass(slots=True)
+class Held:
+    """Handles of what is released at one of the forward's ends."""
+
+    decoder: list[int] = field(default_factory=list)
+    """When the last layer's output is normed."""
+
+    forward: list[int] = field(default_factory=list)
+    """When the loss is there: autocast's copies of weights."""
+
+    outputs: list[int] = field(default_factory=list)
+    """When the model has returned: what an earlier micro-batch's outputs held."""
 
 
 class Head:
@@ -34,19 +49,14 @@ class Head:
         """A view is not added to in place."""
 
 
-def run_head(ledger: Ledger, plan: Plan, arch: Architecture, s: Shapes, casts: list[int], held: list[int]) -> Head:
-    """From the last layer's output to the gradient of it.
-
-    Args:
-        casts: autocast's copies of the layers' weights, released when the forward ends.
-        held: what the decoder releases when it ends.
-    """
+def run_head(ledger: Ledger, plan: Plan, arch: Architecture, s: Shapes, held: Held) -> Head:
+    """From the last layer's output to the gradient of it."""
     ledger.at("logits")
     tape = Tape(ledger)
     bottom = waiting()
     tied: list[Storage] = []
     run = _chunked_loss if plan.loss == "chunked" else _standard_loss
-    run(tape, plan, arch, s, _normed(tape, s, bottom, held), casts, tied)
+    run(tape, plan, arch, s, _normed(tape, s, bottom, held.decoder), held, tied)
     ledger.at("head backward")
     tape.backward()
     is_view = plan.loss == "standard" and not (s.autocast and s.storage == 4)
@@ -66,7 +76,7 @@ def _head_storage(plan: Plan, s: Shapes) -> int:
 
 
 def _standard_loss(
-    tape: Tape, plan: Plan, arch: Architecture, s: Shapes, normed: Value, casts: list[int], tied: list[Storage]
+    tape: Tape, plan: Plan, arch: Architecture, s: Shapes, normed: Value, held: Held, tied: list[Storage]
 ) -> None:
     """All logits at once: their fp32 copy, its log-softmax, and the gradients of the same sizes."""
     ledger = tape.ledger
@@ -78,12 +88,13 @@ def _standard_loss(
     log_softmax = wide()
     del copy, normed
     tape.casts.clear()
-    ledger.free(*casts)
+    ledger.free(*held.forward)
     if s.autocast:
         logits = wide()
     if plan.hold_outputs:
         logits.keep()
     del logits
+    ledger.free(*held.outputs)
     ledger.at("loss backward")
     of_log = wide()
     gradient = wide()
@@ -134,7 +145,7 @@ def chunk_rows(tokens: int, hidden: int, vocabulary: int) -> int:
 
 
 def _chunked_loss(
-    tape: Tape, plan: Plan, arch: Architecture, s: Shapes, normed: Value, casts: list[int], tied: list[Storage]
+    tape: Tape, plan: Plan, arch: Architecture, s: Shapes, normed: Value, held: Held, tied: list[Storage]
 ) -> None:
     """torch.nn.functional.linear_cross_entropy: a chunk of logits at a time, and all gradients already in forward.
 
@@ -163,7 +174,7 @@ def _chunked_loss(
     node = x.node
     del inside, x, weight, normed
     tape.casts.clear()
-    tape.ledger.free(*casts)
+    tape.ledger.free(*held.forward, *held.outputs)
     tape.ledger.at("loss backward")
     zeros = [tape.new(terms.hidden_states, s.tokens, s.hidden, itemsize)]
     if of_weight is not None:

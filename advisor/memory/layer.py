@@ -134,7 +134,7 @@ def _head_norm(tape: Tape, s: Shapes, x: Value, heads: int) -> Value:
 
 def _as_heads(tape: Tape, s: Shapes, x: Value, width: int, is_value: bool | int) -> Value:
     """`view(...).transpose(1, 2)`: in backward a copy, unless the gradient lies token by token already."""
-    in_order = bool(is_value) and s.kernel in ("flash", "efficient") and not s.repeat_kv
+    in_order = bool(is_value) and s.kernel in ("flash", "efficient", "cudnn") and not s.repeat_kv
     itemsize = x.itemsize
 
     def rule(node: Node) -> Gradients:

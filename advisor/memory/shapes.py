@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from advisor.architecture import Architecture, Linear
-from advisor.memory.attention import Kernel, attention_itemsize, choose_kernel, mask_rows
+from advisor.memory.attention import Kernel, attention_itemsize, choose_kernel, is_padded, mask_rows
 from advisor.memory.lora import adapted_names
 from advisor.plan import ITEMSIZE, Plan
 from advisor.profiles import Backend
+
+_LARGEST_SHARED_HEAD = 256
+"""Up to this size transformers asks the kernel to share key heads (integrations/sdpa_attention.py, use_gqa_in_sdpa)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,9 @@ class Shapes:
     capability: tuple[int, int] | None
     repeat_kv: bool
     """transformers repeats keys and values to all query heads before the kernel."""
+
+    packed: bool
+    """flash-attn 2 on a padded batch: the padding is cut out before the kernel and put back after it."""
 
     mask_rows: int
     """Rows of sequences in the attention mask; 0: there is none."""
@@ -85,6 +91,7 @@ def layer_shapes(plan: Plan, arch: Architecture, *, capability: tuple[int, int] 
     kernel, _ = choose_kernel(plan, arch, capability=capability, backend=backend)
     rows = mask_rows(plan, arch)
     grouped = arch.heads != arch.kv_heads
+    shares = rows == 0 and arch.head_dim <= _LARGEST_SHARED_HEAD
     return Shapes(
         batch=plan.micro_batch,
         seq=plan.seq_len,
@@ -103,7 +110,8 @@ def layer_shapes(plan: Plan, arch: Architecture, *, capability: tuple[int, int] 
         norm_in_fp32=arch.family.norm_in_fp32,
         kernel=kernel,
         capability=capability,
-        repeat_kv=grouped and (plan.attention == "eager" or (plan.attention == "sdpa" and rows > 0)),
+        repeat_kv=grouped and (plan.attention == "eager" or (plan.attention == "sdpa" and not shares)),
+        packed=plan.attention == "flash_attention_2" and is_padded(plan),
         mask_rows=rows,
         caches=plan.hold_outputs and not plan.gradient_checkpointing,
         holds_cache=plan.hold_outputs and plan.loss == "standard",

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from advisor.architecture import Architecture
 from advisor.memory import terms
-from advisor.memory.head import Head, run_head
+from advisor.memory.head import Head, Held, run_head
 from advisor.memory.layer import decoder_layer, first_gradients, recomputed_layer
 from advisor.memory.ledger import Ledger
 from advisor.memory.resident import (
@@ -126,10 +126,11 @@ def run_step(ledger: Ledger, plan: Plan, arch: Architecture, s: Shapes, *, hoppe
     inputs, mask = _hold_inputs(ledger, plan, arch, s)
     run = _Checkpointed if plan.gradient_checkpointing else _Kept
     layers = run(ledger, plan, arch, s)
-    casts, held = layers.forward()
+    held = layers.forward()
     if not plan.gradient_checkpointing:
-        held, mask = held + mask, []
-    head = run_head(ledger, plan, arch, s, casts, held)
+        held.decoder += mask
+        mask = []
+    head = run_head(ledger, plan, arch, s, held)
     gradient = layers.backward(head.hidden.keep())
     _embedding_backward(ledger, arch, s, gradient, head)
     ledger.free(*inputs, *mask)
@@ -159,6 +160,13 @@ class _Layers:
             made = self.ledger.new(terms.hidden_states, s.tokens, s.hidden, s.stream)
         return made
 
+    def hold_logits(self) -> list[int]:
+        """The logits of the micro-batch before, which its caller holds until this one's have come."""
+        s, plan = self.s, self.plan
+        if not (s.gradients_kept and plan.hold_outputs and plan.loss == "standard"):
+            return []
+        return [self.ledger.new(terms.logits, s.tokens, s.vocabulary, 4 if s.autocast else s.stream)]
+
     def hold_gradients(self, layers: int) -> None:
         """Gradients of the layers between the last and the first."""
         s, new = self.s, self.ledger.new
@@ -178,9 +186,10 @@ class _Layers:
 class _Checkpointed(_Layers):
     """Every layer keeps its input alone and runs again in backward."""
 
-    def forward(self) -> tuple[list[int], list[int]]:
-        """One hidden state a layer; returns autocast's copies of the weights."""
+    def forward(self) -> Held:
+        """One hidden state a layer, and autocast's copies of the weights."""
         s, ledger = self.s, self.ledger
+        previous = self.hold_logits()
         self.first = self.embed()
         self.between, self.last = [], self.first
         sizes = (s.tokens, s.hidden, s.stream)
@@ -191,7 +200,7 @@ class _Checkpointed(_Layers):
         casts = self._casts()
         if casts and s.trained:
             self._run_forward()
-        return casts, []
+        return Held(forward=casts, outputs=previous)
 
     def _casts(self) -> list[int]:
         """Autocast's 16-bit copies of fp32 weights that require gradients: cached until the forward has ended."""
@@ -228,14 +237,17 @@ class _Checkpointed(_Layers):
 class _Kept(_Layers):
     """Every layer keeps what its backward needs."""
 
-    def forward(self) -> tuple[list[int], list[int]]:
-        """All layers' forward; returns the embedding, which the decoder holds until it ends, if no layer keeps it."""
+    def forward(self) -> Held:
+        """All layers' forward; the decoder holds the embedding until it ends, whether or not a layer keeps it."""
         s, ledger = self.s, self.ledger
+        previous = self.hold_logits()
         first = self.embed()
         self.layer = run_layer(s, checkpointed=False, requires_grad=True)
         self.first_layer = self.layer
         if not self.embedding_needs:
             self.first_layer = run_layer(s, checkpointed=False, requires_grad=False)
+        if previous and s.holds_cache:
+            previous += ledger.repeat(self.layer.ledger, self.layer.outlives, s.layers)
         kept = self.first_layer.input in self.first_layer.saved
         stands_for = first if kept else ledger.new(terms.hidden_states, 0, 0, 0)
         self.now_first = {self.first_layer.input: stands_for}
@@ -254,7 +266,7 @@ class _Kept(_Layers):
         ledger.free(out)
         if s.holds_cache:
             cached.clear()
-        return [], cached if kept else [first, *cached]
+        return Held(decoder=cached if kept else [first, *cached], outputs=previous)
 
     def _run_forward(self, layer: Layer, now: dict[int, int]) -> int:
         assert layer.output is not None
