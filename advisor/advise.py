@@ -404,6 +404,15 @@ def collect_warnings(
 
 
 def _host_warnings(parts: tuple[MethodAdvice, ...], gpu: Gpu, host: Host | None) -> list[str]:
+    """What this machine's disk and RAM cannot hold."""
+    said = []
+    largest = max((part.saved_bytes for part in parts if part.fits), default=0)
+    if host is not None and host.disk_free_bytes is not None and host.disk_free_bytes < largest:
+        said.append(f"What training leaves can take {gib(largest)}, and {gib(host.disk_free_bytes)} of disk is free here.")
+    return said + _ram_warnings(parts, gpu, host)
+
+
+def _ram_warnings(parts: tuple[MethodAdvice, ...], gpu: Gpu, host: Host | None) -> list[str]:
     spilled = max(part.spilled_bytes for part in parts if part.fits) if any(p.fits for p in parts) else 0
     if not spilled:
         return []

@@ -408,3 +408,10 @@ def test_a_mixture_of_experts_is_to_be_traced() -> None:
         advice_for("b200", model="phi-3.5-moe")
     assert caught.value.field == "model"
     assert "trace" in caught.value.hint
+
+
+@pytest.mark.parametrize(("free_bytes", "said"), [(10 * GIB, False), (GIB, True)])
+def test_a_disk_that_cannot_hold_the_trained_model_is_said(free_bytes: int, said: bool) -> None:
+    host = Host(ram_bytes=None, ram_available_bytes=None, disk_free_bytes=free_bytes, cpu_count=2)
+    advice = advise(MINI, what_if(load_gpu("a100-80gb")), host=host)
+    assert any("of disk is free" in warning for warning in advice.warnings) is said
