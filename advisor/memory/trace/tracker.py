@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from advisor.memory import kernels
 from advisor.memory.kernels import Gpu, Hardware
+from advisor.memory.trace.attention import MathAttention
 from advisor.memory.trace.libraries import chunked_loss_operation, run_chunked_loss
 from advisor.memory.trace.result import LOADING, Allocation, Component, Event
 
@@ -47,8 +48,6 @@ class Places:
     last: str = ""
     moment: str = LOADING
     operation: str = ""
-    adds_mask: bool = False
-    """Inside attention's math path, where the only sum is the mask's."""
 
 
 class Tracker(TorchDispatchMode):
@@ -122,7 +121,7 @@ class Tracker(TorchDispatchMode):
             return False
         if old.untyped_storage()._cdata not in self._live:
             return False
-        if self.places.adds_mask:
+        if MathAttention.running:
             return True
         if self.places.phase != "backward" or self.places.modules or torch.is_grad_enabled():
             return False
