@@ -14,16 +14,20 @@ from advisor.memory.estimate import Memory, summarise
 from advisor.memory.lora import match_targets
 from advisor.plan import ITEMSIZE, METHODS, Attention, Method, Plan
 from advisor.profiles import ModelProfile, default_plan, gpu_ladder
-from advisor.search import Candidate, any_fits, search, smallest_plan
+from advisor.search import any_fits, search, smallest_plan
 from advisor.speed import Speed, estimate_speed
 from advisor.units import gib, short_count
 
 Prefer = Literal["quality", "balanced", "speed", "memory"]
+Tier = Literal["estimate", "trace", "probe"]
 
 METHOD_LABELS: dict[Method, str] = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 
 DEFAULT_MODEL = "phi-3-mini-4k"
 """What is fine-tuned where nobody says."""
+
+PLAN_FILE = "plan.toml"
+"""What the next command writes the plan to."""
 
 LARGEST_EFFECTIVE_BATCH = 2**16
 
@@ -79,6 +83,9 @@ class MethodAdvice:
     run_seconds: float | None
     """Time for the tokens that were asked about."""
 
+    tier: Tier = "estimate"
+    """Where the memory comes from."""
+
     @property
     def fits(self) -> bool:
         """Whether it fits."""
@@ -99,6 +106,9 @@ class Advice:
     """What would make the next better method possible; empty where there is none."""
 
     next_command: str
+    proof_command: str
+    """What to run after that, for more than this tier knows; empty where nothing fits."""
+
     warnings: tuple[str, ...]
 
     def of(self, method: Method) -> MethodAdvice:
@@ -127,6 +137,18 @@ def advise(model: ModelProfile, gpu: Gpu, request: Request | None = None, *, hos
     """
     request = request or Request()
     parts = tuple(_advise_method(method, model, gpu, request) for method in METHODS)
+    return conclude(model, gpu, request, parts, warnings=collect_warnings(model, gpu, parts, request, host))
+
+
+def conclude(
+    model: ModelProfile,
+    gpu: Gpu,
+    request: Request,
+    parts: tuple[MethodAdvice, ...],
+    *,
+    warnings: tuple[str, ...],
+) -> Advice:
+    """The answer that three methods' plans come to, whichever tier computed them."""
     recommended, reason = recommend(parts, request.prefer)
     advice = Advice(
         model=model,
@@ -137,7 +159,8 @@ def advise(model: ModelProfile, gpu: Gpu, request: Request | None = None, *, hos
         reason=reason,
         unlock="",
         next_command="",
-        warnings=collect_warnings(model, gpu, parts, request, host),
+        proof_command=proof_command(PLAN_FILE) if recommended else "",
+        warnings=warnings,
     )
     return replace(advice, unlock=describe_unlock(advice), next_command=next_command(advice))
 
@@ -174,26 +197,42 @@ def _advise_method(method: Method, model: ModelProfile, gpu: Gpu, request: Reque
         found = smallest_plan(base, arch, gpu, attentions=attentions)
     else:
         found = search(base, arch, gpu, attentions=attentions)
-    speed = estimate_speed(found.plan, arch, gpu, spilled_bytes=found.spilled_bytes)
     memory = summarise(found.ledger, found.plan, arch, gpu)
+    return describe_method(found.plan, memory, found.fit, model, gpu, request, spilled_bytes=found.spilled_bytes)
+
+
+def describe_method(
+    plan: Plan,
+    memory: Memory,
+    fit: Fit,
+    model: ModelProfile,
+    gpu: Gpu,
+    request: Request,
+    *,
+    spilled_bytes: int,
+    tier: Tier = "estimate",
+) -> MethodAdvice:
+    """A plan whose memory is known, with its speed, and what it leaves behind."""
+    speed = estimate_speed(plan, model.architecture, gpu, spilled_bytes=spilled_bytes)
     trained = memory.parameters.trainable
     return MethodAdvice(
-        method=method,
-        plan=found.plan,
+        method=plan.method,
+        plan=plan,
         memory=memory,
-        fit=found.fit,
-        reason=_method_reason(found),
+        fit=fit,
+        reason=_method_reason(fit, memory.at, spilled_bytes),
         speed=speed,
-        spilled_bytes=found.spilled_bytes,
-        saved_bytes=trained * (ITEMSIZE[found.plan.dtype] if method == "full" else 4),
+        spilled_bytes=spilled_bytes,
+        saved_bytes=trained * (ITEMSIZE[plan.dtype] if plan.method == "full" else 4),
         run_seconds=request.tokens / speed.tokens_per_second if request.tokens and speed else None,
+        tier=tier,
     )
 
 
-def _method_reason(found: Candidate) -> str:
-    reason = explain_fit(found.fit, found.ledger.peak_moment)
-    if found.fit.fits and found.spilled_bytes:
-        reason += f"; {gib(found.spilled_bytes)} of paged optimizer states live in host RAM"
+def _method_reason(fit: Fit, moment: str, spilled_bytes: int) -> str:
+    reason = explain_fit(fit, moment)
+    if fit.fits and spilled_bytes:
+        reason += f"; {gib(spilled_bytes)} of paged optimizer states live in host RAM"
     return reason
 
 
@@ -282,12 +321,17 @@ def next_command(advice: Advice) -> str:
     """What to run next: write the recommended plan down, or ask again with what would fit."""
     request = advice.request
     if advice.recommended is not None:
-        return _command(advice, _options(request) | {"--save-plan": "plan.toml"})
+        return _command(advice, _options(request) | {"--save-plan": PLAN_FILE})
     shorter = longest_that_fits(base_plan("qlora", advice.model, advice.gpu, request), advice.model, advice.gpu)
     if shorter:
         return _command(advice, _options(request) | {"--seq-len": shorter})
     model = f" --model {quote(advice.model.name)}" if advice.model.name != DEFAULT_MODEL else ""
     return f"phi3-advise gpus{model}"
+
+
+def proof_command(path: str) -> str:
+    """The command that proves a plan file's memory without a GPU."""
+    return f"phi3-advise trace --plan {quote(path)}"
 
 
 def _command(advice: Advice, options: Mapping[str, Any]) -> str:
@@ -378,6 +422,7 @@ __all__ = [
     "MethodAdvice",
     "Prefer",
     "Request",
+    "Tier",
     "advise",
     "base_plan",
 ]

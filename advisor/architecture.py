@@ -364,14 +364,7 @@ def architecture_from_config(config: Mapping[str, Any], *, origin: str) -> Archi
         InputError: not a decoder-only causal language model, or numbers that no model can have.
         UnsupportedError: a causal language model whose layer the closed form does not know.
     """
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or not model_type:
-        raise InputError(
-            f"{origin} has no model_type.",
-            why="Without it nobody can tell which kind of model the numbers describe.",
-            hint='A config.json needs "model_type" (such as "phi3") and the sizes.',
-        )
-    _require_causal(config, model_type, origin)
+    model_type = require_causal(config, origin=origin)
     if model_type not in FAMILIES:
         raise UnsupportedError(
             f"{origin}: the closed form does not know the layers of {model_type[:60]!r}.",
@@ -381,7 +374,19 @@ def architecture_from_config(config: Mapping[str, Any], *, origin: str) -> Archi
     return _checked(config, model_type, origin)
 
 
-def _require_causal(config: Mapping[str, Any], model_type: str, origin: str) -> None:
+def require_causal(config: Mapping[str, Any], *, origin: str) -> str:
+    """The model_type of a config.json that says nothing against being a decoder-only causal language model.
+
+    Raises:
+        InputError: it has no model_type, or names an encoder or another head.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise InputError(
+            f"{origin} has no model_type.",
+            why="Without it nobody can tell which kind of model the numbers describe.",
+            hint='A config.json needs "model_type" (such as "phi3") and the sizes.',
+        )
     classes = config.get("architectures")
     named = [c for c in classes if isinstance(c, str)] if isinstance(classes, list) else []
     other_head = bool(named) and not any(c.endswith(("ForCausalLM", "LMHeadModel")) for c in named)
@@ -392,6 +397,7 @@ def _require_causal(config: Mapping[str, Any], model_type: str, origin: str) -> 
             + (" with an encoder." if config.get("is_encoder_decoder") is True else "."),
             hint="phi3-advise fine-tunes causal language models: Phi-3, Phi-4, Llama, Mistral, Qwen, Gemma.",
         )
+    return model_type
 
 
 _NULL_MEANS_SOMETHING = ("sliding_window", "num_key_value_heads")

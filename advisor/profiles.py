@@ -26,6 +26,22 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """A model as somebody describes it: the keys of a config.json, and nothing that was computed from them."""
+
+    name: str
+    label: str
+    config: Mapping[str, Any]
+    origin: str
+    """What to call it in errors."""
+
+    source: str
+    hub_id: str | None = None
+    launchable: bool = True
+    launch_note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelProfile:
     """A model: its architecture, and whether this tool can train it."""
 
@@ -209,15 +225,44 @@ def load_model(name: str) -> ModelProfile:
         UnsupportedError: a model whose layers the closed form does not know.
         EnvironmentLacksError: a hub id whose config.json is neither cached nor reachable.
     """
+    return profile_of(find_model(name))
+
+
+def profile_of(model: ModelSource) -> ModelProfile:
+    """A model with its architecture, as the closed form needs it.
+
+    Raises:
+        InputError: what is described is no decoder-only causal model.
+        UnsupportedError: a model whose layers the closed form does not know.
+    """
+    return ModelProfile(
+        name=model.name,
+        label=model.label,
+        architecture=architecture_from_config(model.config, origin=model.origin),
+        source=model.source,
+        hub_id=model.hub_id,
+        launchable=model.launchable,
+        launch_note=model.launch_note,
+    )
+
+
+def find_model(name: str) -> ModelSource:
+    """What describes the model of that profile name, config.json path (or its folder) or hub id.
+
+    Raises:
+        UnknownNameError: nothing of that name.
+        InputError: a file that is no JSON object.
+        EnvironmentLacksError: a hub id whose config.json is neither cached nor reachable.
+    """
     raw = _find("models", name)
     if raw is not None:
-        return _model_from_profile(raw)
+        return _source_from_profile(raw)
     folder = _is_folder(name)
     path = os.path.join(name, "config.json") if folder else name
     if folder or name.endswith(".json") or os.path.isfile(path):
-        return _model_from_config(read_json(path), name=name, source=path)
+        return _source_from_config(read_json(path), name=name, source=path)
     if _looks_like_hub_id(name):
-        return _model_from_hub(name)
+        return _source_from_hub(name)
     raise UnknownNameError(
         "model",
         name,
@@ -240,11 +285,12 @@ def _looks_like_hub_id(name: str) -> bool:
     return bool(slash and owner and repository) and allowed.isalnum() and not name.startswith(".") and len(name) <= 193
 
 
-def _model_from_profile(raw: Mapping[str, Any]) -> ModelProfile:
-    return ModelProfile(
+def _source_from_profile(raw: Mapping[str, Any]) -> ModelSource:
+    return ModelSource(
         name=raw["name"],
         label=raw["label"],
-        architecture=architecture_from_config(raw["architecture"], origin=raw["name"]),
+        config=raw["architecture"],
+        origin=raw["name"],
         source=raw["source"],
         hub_id=raw.get("hub_id"),
         launchable=raw["launchable"],
@@ -252,17 +298,12 @@ def _model_from_profile(raw: Mapping[str, Any]) -> ModelProfile:
     )
 
 
-def _model_from_config(config: Mapping[str, Any], *, name: str, source: str) -> ModelProfile:
+def _source_from_config(config: Mapping[str, Any], *, name: str, source: str) -> ModelSource:
     label = os.path.basename(os.path.normpath(name.removesuffix("config.json").rstrip("/") or name))
-    return ModelProfile(
-        name=name,
-        label=label[:40],
-        architecture=architecture_from_config(config, origin=source),
-        source=source,
-    )
+    return ModelSource(name=name, label=label[:40], config=config, origin=source, source=source)
 
 
-def _model_from_hub(hub_id: str) -> ModelProfile:
+def _source_from_hub(hub_id: str) -> ModelSource:
     """Reads no more than config.json, from the local cache or the hub."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.utils import logging
@@ -279,7 +320,7 @@ def _model_from_hub(hub_id: str) -> ModelProfile:
             why=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no reason given'}",
             hint="Check the name and the network (`hf auth login` for a gated model), or give a config.json's path.",
         ) from error
-    return _model_from_config(read_json(path), name=hub_id, source=f"config.json of {hub_id}")
+    return _source_from_config(read_json(path), name=hub_id, source=f"config.json of {hub_id}")
 
 
 def _require_hub_name() -> None:

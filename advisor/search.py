@@ -195,13 +195,14 @@ class _Trials:
 
 
 def _frugal_sisters(plan: Plan) -> tuple[Plan, ...]:
-    """The same knobs with the next smaller states, and with the next smaller loss: neither needs more."""
-    sisters = []
-    if plan.loss != LOSSES[-1]:
-        sisters.append(replace(plan, loss=LOSSES[LOSSES.index(plan.loss) + 1]))
-    if plan.optimizer != OPTIMIZERS[-1]:
-        sisters.append(replace(plan, optimizer=OPTIMIZERS[OPTIMIZERS.index(plan.optimizer) + 1]))
-    return tuple(sisters)
+    """The same knobs with the next smaller states, which never need more.
+
+    Losses are not compared: the chunked one needs less of many tokens, and more of a few, because it makes the
+    gradient of the head while the forward still runs.
+    """
+    if plan.optimizer == OPTIMIZERS[-1]:
+        return ()
+    return (replace(plan, optimizer=OPTIMIZERS[OPTIMIZERS.index(plan.optimizer) + 1]),)
 
 
 def _irregular(arch: Architecture) -> int:

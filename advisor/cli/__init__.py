@@ -13,7 +13,11 @@ _SUBCOMMANDS = {
     "estimate": "Memory of one plan, in closed form.",
     "gpus": "Methods against every known GPU.",
     "models": "Known models.",
+    "trace": "Memory of one plan, from the installed code run without storage.",
 }
+
+_READER_GONE = 128 + 13
+"""As a shell reports a program that SIGPIPE ended."""
 
 
 class _LazyGroup(click.Group):
@@ -29,6 +33,14 @@ class _LazyGroup(click.Group):
 
         command: click.Command = import_module(f"advisor.cli.{cmd_name}").command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # click would exit with 1, which here means that nothing fits.
+            _silence_stdout()
+            ctx.exit(_READER_GONE)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -74,6 +86,7 @@ def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     help="What decides between methods that fit.  [default: balanced]",
 )
 @click.option("--tokens", default=None, help="Tokens that the run trains on (12M), for how long it takes.")
+@click.option("--trace", is_flag=True, help="Prove the memory of what fits: run the installed code without storage.")
 @click.option("--recipe", default=None, help="Judge a recipe instead (cookbook-full, -lora, -qlora).")
 @click.option("--save-plan", type=click.Path(), default=None, help="Write the recommended plan to a TOML file.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else.")
@@ -87,6 +100,7 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
     phi3-advise                             this machine's GPU, Phi-3-mini
     phi3-advise --gpu t4 --model phi-4      what if
     phi3-advise --vram 12GiB --seq-len 4096
+    phi3-advise --gpu t4 --trace            proven by the installed code, in seconds
     phi3-advise --recipe cookbook-full --gpu a100-40gb
     """
     given = {name: value for name, value in options.items() if value not in (None, False)}
@@ -125,7 +139,7 @@ def _run(words: list[str]) -> int:
         return 130
     except BrokenPipeError:
         _silence_stdout()
-        return 141
+        return _READER_GONE
     except Exception as error:
         unexpected = AdvisorError(
             f"Something went wrong that should not: {type(error).__name__}: {error}",

@@ -1,7 +1,10 @@
-"""What several commands do: find the GPU that is meant, print JSON."""
+"""What several commands do: find the GPU that is meant, read a plan, show progress, print JSON."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -9,11 +12,16 @@ import click
 
 from advisor.errors import InputError
 from advisor.hardware import Gpu
-from advisor.profiles import load_gpu
+from advisor.plan import Plan
+from advisor.profiles import load_gpu, plan_with_defaults, read_toml
 from advisor.units import parse_size
 
 TYPICAL_GPU = "t4"
 """Answered for where there is no GPU and none is named: what Colab gives away."""
+
+
+ASSUMED_CAPABILITY = (8, 0)
+"""Whose kernels are assumed where no GPU is named and none is here."""
 
 
 def find_gpu(*, gpu: str | None, vram: str | None, free: str | None, device: int | None) -> Gpu:
@@ -63,8 +71,80 @@ def detect_gpu(device: int | None) -> Gpu | None:
     return replace(chosen, notes=tuple(notes))
 
 
+def read_plan(path: str, gpu: str | None = None) -> tuple[Plan, Gpu]:
+    """A plan file's plan, and the GPU that it is for: named, detected, or none.
+
+    Raises:
+        InputError: the file, a field or the GPU cannot be used.
+    """
+    fields: dict[str, Any] = read_toml(path)
+    if gpu is not None:
+        fields["gpu"] = gpu
+    target = _plan_gpu(fields.get("gpu"))
+    plan = plan_with_defaults(fields, folder=os.path.dirname(path), bfloat16=target.bfloat16 is not False)
+    return plan, target
+
+
+def _plan_gpu(name: object) -> Gpu:
+    """The plan's GPU; a detected one; or the kernels of an assumed capability and no judgement of fit."""
+    from advisor.hardware import what_if
+
+    if isinstance(name, str):
+        return what_if(load_gpu(name))
+    detected = detect_gpu(None)
+    if detected is not None:
+        return detected
+    note = "No GPU is named and none was found: kernels of compute capability 8.0 are assumed, and fit is not judged."
+    return Gpu(
+        name="no GPU",
+        backend="cuda",
+        total_bytes=0,
+        driver_bytes=0,
+        detected=False,
+        capability=ASSUMED_CAPABILITY,
+        bfloat16=True,
+        notes=(note,),
+    )
+
+
 def print_json(value: dict[str, Any]) -> None:
     """One object on stdout."""
     import json
 
     click.echo(json.dumps(value, indent=1))
+
+
+@contextmanager
+def progress_line(debug: bool = False) -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says what is being traced; nothing where nobody looks.
+
+    The libraries that are run say things that are not about this run; they are kept quiet unless --debug is given.
+    """
+    from advisor.report.terminal import make_console
+
+    console = make_console(stderr=True)
+    with _quiet(debug):
+        if not console.is_terminal:
+            yield lambda _: None
+            return
+        # The plain spinner: every encoding has its characters.
+        with console.status("Tracing", spinner="line") as status:
+            yield lambda what: status.update(f"Tracing: {what}")
+
+
+@contextmanager
+def _quiet(debug: bool) -> Iterator[None]:
+    import logging
+    import warnings
+
+    if debug:
+        yield
+        return
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

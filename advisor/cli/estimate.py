@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any
-
 import click
 
-from advisor.cli.common import detect_gpu, print_json
-from advisor.hardware import Gpu
-from advisor.plan import Plan
-from advisor.profiles import ModelProfile, load_gpu, load_model, plan_with_defaults, read_toml
-
-ASSUMED_CAPABILITY = (8, 0)
-"""Whose kernels are assumed where no GPU is named and none is here."""
+from advisor.cli.common import print_json, read_plan
+from advisor.profiles import load_model
 
 
 @click.command("estimate")
@@ -33,7 +25,8 @@ def command(path: str, gpu: str | None, as_json: bool, explain: bool) -> None:
     from advisor.fit import check_fit
     from advisor.memory.estimate import simulate, summarise
 
-    plan, model, target = read_plan(path, gpu)
+    plan, target = read_plan(path, gpu)
+    model = load_model(plan.model)
     ledger = simulate(plan, model.architecture, target)
     memory = summarise(ledger, plan, model.architecture, target)
     if as_json:
@@ -49,39 +42,3 @@ def command(path: str, gpu: str | None, as_json: bool, explain: bool) -> None:
     render_estimate(plan, model, target, memory, check_fit(memory.reserved_bytes, target) if known else None, console)
     if explain:
         render_explain(ledger, memory, console)
-
-
-def read_plan(path: str, gpu: str | None = None) -> tuple[Plan, ModelProfile, Gpu]:
-    """A plan file's plan, its model, and the GPU that it is for: named, detected, or none.
-
-    Raises:
-        InputError: the file, a field, the model or the GPU cannot be used.
-    """
-    fields: dict[str, Any] = read_toml(path)
-    if gpu is not None:
-        fields["gpu"] = gpu
-    target = _target(fields.get("gpu"))
-    plan = plan_with_defaults(fields, folder=os.path.dirname(path), bfloat16=target.bfloat16 is not False)
-    return plan, load_model(plan.model), target
-
-
-def _target(name: object) -> Gpu:
-    """The plan's GPU; a detected one; or the kernels of an assumed capability and no judgement of fit."""
-    from advisor.hardware import what_if
-
-    if isinstance(name, str):
-        return what_if(load_gpu(name))
-    detected = detect_gpu(None)
-    if detected is not None:
-        return detected
-    note = "No GPU is named and none was found: kernels of compute capability 8.0 are assumed, and fit is not judged."
-    return Gpu(
-        name="no GPU",
-        backend="cuda",
-        total_bytes=0,
-        driver_bytes=0,
-        detected=False,
-        capability=ASSUMED_CAPABILITY,
-        bfloat16=True,
-        notes=(note,),
-    )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
-from advisor.advise import DEFAULT_MODEL, Advice, Prefer, Request, advise
-from advisor.cli.common import find_gpu, print_json
+from advisor.advise import DEFAULT_MODEL, Advice, Prefer, Request, advise, proof_command
+from advisor.cli.common import find_gpu, print_json, progress_line
 from advisor.errors import InputError
 from advisor.hardware import Gpu, Host
-from advisor.profiles import load_model
+from advisor.profiles import find_model, profile_of
 from advisor.units import parse_count
 
 
@@ -26,6 +27,7 @@ def answer(
     target_modules: str | None,
     prefer: Prefer | None,
     tokens: str | None,
+    trace: bool,
     recipe: str | None,
     save_plan: str | None,
     as_json: bool,
@@ -38,6 +40,7 @@ def answer(
         "--target-modules": target_modules,
         "--prefer": prefer,
         "--tokens": tokens,
+        "--trace": trace or None,
     }
     if recipe is not None:
         _reject_beside_recipe(settings)
@@ -50,11 +53,18 @@ def answer(
         prefer=prefer or "balanced",
         tokens=parse_count(tokens) if tokens is not None else None,
     )
-    profile = load_model(DEFAULT_MODEL if model is None else model)
+    source = find_model(DEFAULT_MODEL if model is None else model)
+    profile = profile_of(source)
     target = find_gpu(gpu=gpu, vram=vram, free=free, device=device)
     advice = advise(profile, target, request, host=_host(target))
+    if trace:
+        from advisor.shortlist import trace_shortlist
+
+        with progress_line() as progress:
+            advice = trace_shortlist(advice, source, progress=progress)
     if save_plan is not None:
         _save(advice, save_plan)
+        advice = replace(advice, next_command=proof_command(save_plan), proof_command="")
     _show(advice, as_json)
     return 0 if advice.recommended else 1
 
@@ -91,7 +101,8 @@ def _reject_beside_recipe(settings: Mapping[str, object]) -> None:
         raise InputError(
             f"--recipe and {', '.join(given)} contradict each other.",
             why="A recipe is judged as it stands: it says its own settings.",
-            hint="Leave one of them out; --model, --gpu, --vram and --free go with a recipe.",
+            hint="Leave one of them out; --model, --gpu, --vram and --free go with a recipe."
+            + (" To trace it, write it down with --save-plan first." if "--trace" in given else ""),
         )
 
 

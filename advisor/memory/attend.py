@@ -64,7 +64,7 @@ def _gradients(tape: Tape, s: Shapes, itemsize: int) -> Gradients:
 
 
 def _cache(tape: Tape, s: Shapes, x: Value) -> Value:
-    """Keys or values joined to an empty cache, which the held outputs keep until the step ends.
+    """Keys or values joined to an empty cache, which the decoder holds until it ends, and held outputs longer.
 
     Source: transformers/cache_utils.py, DynamicLayer.update.
     """
@@ -73,7 +73,8 @@ def _cache(tape: Tape, s: Shapes, x: Value) -> Value:
         return (node.take(),)
 
     storage = tape.new(terms.rotated, s.tokens, s.kv, x.itemsize)
-    tape.outlives.append(storage.keep())
+    if s.holds_cache or s.repeat_kv:
+        tape.outlives.append(storage.keep())
     return Value(storage, x.itemsize, tape.record(rule, x.node, views=True))
 
 
@@ -107,7 +108,7 @@ def _flash(tape: Tape, s: Shapes, q: Value, k: Value, v: Value) -> Value:
 def _efficient(tape: Tape, s: Shapes, q: Value, k: Value, v: Value) -> Value:
     """Source: cuda/attention.cu and attention_backward.cu, _efficient_attention_forward and _backward."""
     itemsize = q.itemsize
-    mask = tape.new(terms.attention_mask, s.mask_rows, s.seq, itemsize) if s.mask_rows else None
+    mask = _additive_mask(tape, s, itemsize) if s.mask_rows else None
     out = tape.new(terms.attention_output, s.tokens, s.query, itemsize)
     statistics = tape.new(terms.attention_statistics, s.batch * _round_up(s.seq, 32), s.heads)
 
@@ -123,6 +124,14 @@ def _efficient(tape: Tape, s: Shapes, q: Value, k: Value, v: Value) -> Value:
 
     keeps = (q.storage, k.storage, v.storage, out, statistics) + ((mask,) if mask is not None else ())
     return Value(out, itemsize, tape.record(rule, q.node, k.node, v.node, keeps=keeps))
+
+
+def _additive_mask(tape: Tape, s: Shapes, itemsize: int) -> Storage:
+    """A boolean mask as what is added to the scores, for every sequence. Source: convert_boolean_attn_mask."""
+    inverted = tape.new(terms.attention_mask, s.batch, s.seq, 1)
+    mask = tape.new(terms.attention_mask, s.batch, s.seq, itemsize)
+    del inverted
+    return mask
 
 
 _LITTLE_SHARED_MEMORY = ((7, 5), (8, 6), (8, 9), (12, 0), (12, 1))

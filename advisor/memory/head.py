@@ -34,29 +34,30 @@ class Head:
         """A view is not added to in place."""
 
 
-def run_head(ledger: Ledger, plan: Plan, arch: Architecture, s: Shapes, casts: list[int]) -> Head:
+def run_head(ledger: Ledger, plan: Plan, arch: Architecture, s: Shapes, casts: list[int], held: list[int]) -> Head:
     """From the last layer's output to the gradient of it.
 
     Args:
         casts: autocast's copies of the layers' weights, released when the forward ends.
+        held: what the decoder releases when it ends.
     """
     ledger.at("logits")
     tape = Tape(ledger)
     bottom = waiting()
     tied: list[Storage] = []
-    if plan.loss == "chunked":
-        _chunked_loss(tape, plan, arch, s, _normed(tape, s, bottom), casts, tied)
-    else:
-        _standard_loss(tape, plan, arch, s, _normed(tape, s, bottom), casts, tied)
+    run = _chunked_loss if plan.loss == "chunked" else _standard_loss
+    run(tape, plan, arch, s, _normed(tape, s, bottom, held), casts, tied)
     ledger.at("head backward")
     tape.backward()
     is_view = plan.loss == "standard" and not (s.autocast and s.storage == 4)
     return Head(bottom.take(), tied[0] if tied else None, is_view)
 
 
-def _normed(tape: Tape, s: Shapes, bottom: Node) -> Value:
+def _normed(tape: Tape, s: Shapes, bottom: Node, held: list[int]) -> Value:
     last = Value(tape.new(terms.hidden_states, s.tokens, s.hidden, s.stream), s.stream, bottom)
-    return norm(tape, s, last, s.tokens, s.hidden)
+    normed = norm(tape, s, last, s.tokens, s.hidden)
+    tape.ledger.free(*held)
+    return normed
 
 
 def _head_storage(plan: Plan, s: Shapes) -> int:
@@ -143,7 +144,6 @@ def _chunked_loss(
     """
     elements = arch.vocab_size * arch.hidden_size
     x = convert(tape, normed, s.tokens, s.hidden, 2) if s.autocast else normed
-    del normed
     itemsize = x.itemsize
     copies = s.autocast and _head_storage(plan, s) == 4
     weight = tape.new(terms.cast_weight, elements) if copies else None
@@ -161,7 +161,7 @@ def _chunked_loss(
         if rows < s.tokens:
             inside.append(tape.new(terms.logits, rows, s.vocabulary, 2))
     node = x.node
-    del inside, x, weight
+    del inside, x, weight, normed
     tape.casts.clear()
     tape.ledger.free(*casts)
     tape.ledger.at("loss backward")

@@ -28,9 +28,9 @@ def decoder_layer(tape: Tape, s: Shapes, x: Value) -> Value:
     middle, _weights = _attention(tape, s, x)
     tape.middle = len(tape.nodes)
     *projections, down = _mlp_linears(s)
-    gated = _gate(tape, s, projections, middle)
+    gated, normed = _gate(tape, s, projections, middle)
     branch = linear(tape, s, down, gated)
-    del gated
+    del gated, normed
     return _add(tape, s, middle, branch)
 
 
@@ -46,7 +46,7 @@ def recomputed_layer(tape: Tape, s: Shapes, x: Value) -> tuple[Node | None, Ends
     tape.middle = len(tape.nodes)
     *projections, down = _mlp_linears(s)
     runs = keeps_something(s, down)
-    gated = _gate(tape, s, projections, middle, allocates=runs)
+    gated, _normed = _gate(tape, s, projections, middle, allocates=runs)
     if not runs:
         return middle.node, (gated.node,)
     started = start(tape, s, down, gated, stops=True)
@@ -205,15 +205,17 @@ def _mlp_linears(s: Shapes) -> tuple[Linear, ...]:
     return s.linears[2 if s.fused else 4 :]
 
 
-def _gate(tape: Tape, s: Shapes, projections: list[Linear], middle: Value, *, allocates: bool = True) -> Value:
-    """Norm, projections, activation of one half, product with the other.
+def _gate(
+    tape: Tape, s: Shapes, projections: list[Linear], middle: Value, *, allocates: bool = True
+) -> tuple[Value, Storage]:
+    """Norm, projections, activation of one half, product with the other; and the norm's output, which the MLP holds.
 
     Args:
         allocates: False where a recomputation stops before the product.
     """
     normed = norm(tape, s, middle, s.tokens, s.hidden)
     make = _fused_gate if s.fused else _separate_gate
-    return make(tape, s, projections, normed, allocates)
+    return make(tape, s, projections, normed, allocates), normed.storage
 
 
 def _fused_gate(tape: Tape, s: Shapes, projections: list[Linear], normed: Value, allocates: bool) -> Value:

@@ -43,6 +43,9 @@ class Shapes:
     caches: bool
     """Keys and values are copied into a cache: a hand-written loop that holds its outputs and left use_cache on."""
 
+    holds_cache: bool
+    """The cache is among the outputs; those of the chunked loss are the loss alone."""
+
     trained: bool
     """Every weight is trained (full fine-tuning)."""
 
@@ -103,6 +106,7 @@ def layer_shapes(plan: Plan, arch: Architecture, *, capability: tuple[int, int] 
         repeat_kv=grouped and (plan.attention == "eager" or (plan.attention == "sdpa" and rows > 0)),
         mask_rows=rows,
         caches=plan.hold_outputs and not plan.gradient_checkpointing,
+        holds_cache=plan.hold_outputs and plan.loss == "standard",
         trained=plan.method == "full",
         quantized=plan.quantization is not None,
         double=plan.quantization is not None and plan.quantization.double,

@@ -123,13 +123,16 @@ def run_step(ledger: Ledger, plan: Plan, arch: Architecture, s: Shapes, *, hoppe
         for elements, count in trained_tensors(plan, arch):
             ledger.new(terms.gradient, elements, trained_itemsize(plan), count=count)
     ledger.at("forward")
-    inputs = _hold_inputs(ledger, plan, arch, s)
+    inputs, mask = _hold_inputs(ledger, plan, arch, s)
     run = _Checkpointed if plan.gradient_checkpointing else _Kept
     layers = run(ledger, plan, arch, s)
-    head = run_head(ledger, plan, arch, s, layers.forward())
+    casts, held = layers.forward()
+    if not plan.gradient_checkpointing:
+        held, mask = held + mask, []
+    head = run_head(ledger, plan, arch, s, casts, held)
     gradient = layers.backward(head.hidden.keep())
     _embedding_backward(ledger, arch, s, gradient, head)
-    ledger.free(*inputs)
+    ledger.free(*inputs, *mask)
     _optimizer_step(ledger, plan, arch)
 
 
@@ -175,7 +178,7 @@ class _Layers:
 class _Checkpointed(_Layers):
     """Every layer keeps its input alone and runs again in backward."""
 
-    def forward(self) -> list[int]:
+    def forward(self) -> tuple[list[int], list[int]]:
         """One hidden state a layer; returns autocast's copies of the weights."""
         s, ledger = self.s, self.ledger
         self.first = self.embed()
@@ -188,7 +191,7 @@ class _Checkpointed(_Layers):
         casts = self._casts()
         if casts and s.trained:
             self._run_forward()
-        return casts
+        return casts, []
 
     def _casts(self) -> list[int]:
         """Autocast's 16-bit copies of fp32 weights that require gradients: cached until the forward has ended."""
@@ -225,27 +228,33 @@ class _Checkpointed(_Layers):
 class _Kept(_Layers):
     """Every layer keeps what its backward needs."""
 
-    def forward(self) -> list[int]:
-        """All layers' forward; returns what is released when it ends."""
+    def forward(self) -> tuple[list[int], list[int]]:
+        """All layers' forward; returns the embedding, which the decoder holds until it ends, if no layer keeps it."""
         s, ledger = self.s, self.ledger
         first = self.embed()
         self.layer = run_layer(s, checkpointed=False, requires_grad=True)
         self.first_layer = self.layer
         if not self.embedding_needs:
             self.first_layer = run_layer(s, checkpointed=False, requires_grad=False)
-        self.now_first = {self.first_layer.input: first}
+        kept = self.first_layer.input in self.first_layer.saved
+        stands_for = first if kept else ledger.new(terms.hidden_states, 0, 0, 0)
+        self.now_first = {self.first_layer.input: stands_for}
         if s.layers == 1:
             self.layer = self.first_layer
         out = self._run_forward(self.first_layer, self.now_first)
+        cached = [self.now_first[handle] for handle in self.first_layer.outlives]
         self.between = []
         if s.layers > 1:
             if s.layers > 2:
                 self.between = ledger.repeat(self.layer.ledger, self.layer.saved, s.layers - 2)
-                ledger.repeat(self.layer.ledger, self.layer.outlives, s.layers - 2)
+                cached += ledger.repeat(self.layer.ledger, self.layer.outlives, s.layers - 2)
             self.now_last = {self.layer.input: out}
             out = self._run_forward(self.layer, self.now_last)
+            cached += [self.now_last[handle] for handle in self.layer.outlives]
         ledger.free(out)
-        return []
+        if s.holds_cache:
+            cached.clear()
+        return [], cached if kept else [first, *cached]
 
     def _run_forward(self, layer: Layer, now: dict[int, int]) -> int:
         assert layer.output is not None
@@ -266,14 +275,14 @@ class _Kept(_Layers):
         return self.run_backward(self.first_layer, "first", self.now_first)
 
 
-def _hold_inputs(ledger: Ledger, plan: Plan, arch: Architecture, s: Shapes) -> list[int]:
-    """Token ids, rotary tables, the mask: alive until backward has ended."""
+def _hold_inputs(ledger: Ledger, plan: Plan, arch: Architecture, s: Shapes) -> tuple[list[int], list[int]]:
+    """Token ids and rotary tables, alive until backward has ended; the mask, which only checkpointed layers keep."""
     held = [ledger.new(terms.token_ids, s.tokens, 3)]
     held.append(ledger.new(terms.rotary_table, s.seq, arch.rotary_dim, s.stream))
-    if s.mask_rows:
-        itemsize = 1 if plan.attention == "sdpa" else s.stream
-        held.append(ledger.new(terms.attention_mask, s.mask_rows, s.seq, itemsize))
-    return held
+    if not s.mask_rows:
+        return held, []
+    itemsize = 1 if plan.attention == "sdpa" else s.stream
+    return held, [ledger.new(terms.attention_mask, s.mask_rows, s.seq, itemsize)]
 
 
 def _embedding_backward(ledger: Ledger, arch: Architecture, s: Shapes, gradient: int | None, head: Head) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from advisor.plan import Plan, plan_to_fields
 
 if TYPE_CHECKING:  # the fast answer imports no more than it uses
-    from advisor.advise import Advice, MethodAdvice
+    from advisor.advise import Advice, MethodAdvice, Tier
     from advisor.hardware import Gpu
     from advisor.memory.estimate import Memory
     from advisor.memory.ledger import Entry
@@ -15,10 +15,12 @@ if TYPE_CHECKING:  # the fast answer imports no more than it uses
     from advisor.recipes import RecipeAnswer
     from advisor.speed import Speed
     from advisor.survey import SurveyRow
+    from advisor.traced import Survival, TracedPlan
 
 SCHEMA = 1
 
-Tier = Literal["estimate", "trace", "probe"]
+_LARGEST = 40
+"""Kinds of tensors that are listed."""
 
 
 def plan_object(tier: Tier, plan: Plan, memory: Memory) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def gpu_object(gpu: Gpu) -> dict[str, Any]:
 def advice_object(advice: Advice) -> dict[str, Any]:
     """The main command's answer; plan and memory are the recommended method's."""
     choice = advice.choice
-    return plan_object("estimate", choice.plan, choice.memory) | {
+    return plan_object(choice.tier, choice.plan, choice.memory) | {
         "gpu": gpu_object(advice.gpu),
         "methods": [_method_object(part) for part in advice.methods],
         "recommended": advice.recommended,
@@ -104,6 +106,7 @@ def advice_object(advice: Advice) -> dict[str, Any]:
 def _method_object(part: MethodAdvice) -> dict[str, Any]:
     return {
         "method": part.method,
+        "tier": part.tier,
         "fits": part.fits,
         "reason": part.reason,
         "plan": plan_to_fields(part.plan),
@@ -137,6 +140,72 @@ def recipe_object(answer: RecipeAnswer) -> dict[str, Any]:
         "story": list(answer.story),
         "warnings": list(answer.gpu.notes),
     }
+
+
+def trace_object(traced: TracedPlan) -> dict[str, Any]:
+    """One plan by trace: what every answer has, and what was alive at the peak."""
+    from advisor.report.tensors import group_modules, group_tensors
+
+    run = traced.trace
+    answer = plan_object("trace", traced.plan, traced.memory)
+    answer["memory"] |= {
+        "reserved_default_bytes": run.default.reserved_bytes,
+        "reserved_expandable_bytes": run.expandable.reserved_bytes,
+        "loading_bytes": run.loading_bytes,
+    }
+    answer |= {
+        "modules": [
+            {"module": row.module, "count": row.number, "bytes": row.total_bytes} for row in group_modules(run.largest)
+        ],
+        "largest": [
+            {
+                "bytes": row.kind.nbytes,
+                "count": row.number,
+                "total_bytes": row.total_bytes,
+                "shape": list(row.kind.shape),
+                "dtype": row.kind.dtype,
+                "component": row.kind.component,
+                "module": row.module,
+                "operation": row.kind.operation,
+                "moment": row.moment,
+            }
+            for row in group_tensors(run.largest)[:_LARGEST]
+        ],
+        "closed_form": _closed_form_object(traced),
+        "warnings": [*traced.gpu.notes, *traced.warnings],
+    }
+    if traced.fit is None or traced.survival is None:
+        return answer
+    return answer | {
+        "gpu": gpu_object(traced.gpu),
+        "fits": traced.fit.fits,
+        "needed_bytes": traced.fit.needed_bytes,
+        "missing_bytes": traced.fit.missing_bytes,
+        "margin_bytes": traced.fit.margin_bytes,
+        "near_edge": traced.fit.near_edge,
+        "survives": _survival_object(traced.survival),
+    }
+
+
+def _closed_form_object(traced: TracedPlan) -> dict[str, Any] | None:
+    if traced.closed_form is None:
+        return None
+    return {
+        "allocated_bytes": traced.closed_form.allocated_bytes,
+        "reserved_bytes": traced.closed_form.reserved_bytes,
+        "error_bytes": traced.closed_form_error_bytes,
+    }
+
+
+def _survival_object(survival: Survival) -> dict[str, Any]:
+    failed = None
+    if survival.failed_at is not None:
+        failed = {
+            "at": survival.failed_at,
+            "requested_bytes": survival.requested_bytes,
+            "left_bytes": survival.left_bytes,
+        }
+    return {"room_bytes": survival.room_bytes, "released_bytes": survival.released_bytes, "out_of_memory": failed}
 
 
 def terms_object(entries: tuple[Entry, ...]) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from advisor.errors import InputError
 
+_HINT = "Name a file in a folder that exists and that you may write to."
+
 
 def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
     """Put `content` where `path` is; what was there stays until the new file is complete.
@@ -30,5 +32,24 @@ def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
         raise InputError(
             f"{path} cannot be written.",
             why=f"{error.strerror or error}.",
-            hint="Name a file in a folder that exists and that you may write to.",
+            hint=_HINT,
         ) from error
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Find out at once whether `replace_file` could put a file there.
+
+    Raises:
+        InputError: it could not.
+    """
+    target = Path(os.path.realpath(path))
+    folder = target.parent
+    if target.is_dir():
+        why = "It is a folder."
+    elif not folder.is_dir():
+        why = f"{folder} is no folder."
+    elif not os.access(target if target.exists() and not target.is_file() else folder, os.W_OK):
+        why = f"{folder} may not be written to."
+    else:
+        return
+    raise InputError(f"{path} cannot be written.", why=why, hint=_HINT)

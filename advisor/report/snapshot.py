@@ -18,8 +18,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from advisor.memory.allocator import SMALL_REQUEST, CachingAllocator, rounded
+from advisor.memory.trace.replayed import walk
 from advisor.report.output import replace_file
-from advisor.report.replayed import walk
 from advisor.units import MIB
 
 if TYPE_CHECKING:

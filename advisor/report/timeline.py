@@ -11,16 +11,16 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from html import escape
 from importlib import resources
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from advisor import units
 from advisor.memory.allocator import CachingAllocator, rounded
+from advisor.memory.trace.replayed import walk
 from advisor.report.output import replace_file
-from advisor.report.replayed import walk
+from advisor.report.tensors import Kind, TensorRow, group_tensors, kind_of, row_of
 
 if TYPE_CHECKING:
     from advisor.memory.trace import Allocation, Event, Trace
@@ -30,7 +30,6 @@ COMPONENTS = ("weights", "quantization", "adapters", "optimizer", "gradients", "
 
 _RESIDENT = frozenset({"weights", "quantization", "adapters", "optimizer"})
 
-_NUMBER = re.compile(r"\b\d+\b")
 _PLACEHOLDER = re.compile(r"\{\{([a-z-]+)\}\}")
 
 _POINTS = 2000
@@ -44,30 +43,6 @@ _SHOWN_TENSORS = 6
 
 _LARGEST = 40
 """Rows of the table of what is alive at the peak."""
-
-
-class _Kind(NamedTuple):
-    """What the same tensor of every layer has in common; numbers in the names are stars."""
-
-    nbytes: int
-    dtype: str
-    shape: tuple[int, ...]
-    component: str
-    module: str
-    operation: str
-
-
-class _Row(NamedTuple):
-    """Tensors of one kind that are alive together."""
-
-    kind: _Kind
-    number: int
-    module: str
-    moment: str
-
-    @property
-    def total_bytes(self) -> int:
-        return self.number * self.kind.nbytes
 
 
 @dataclass(slots=True)
@@ -89,7 +64,7 @@ class _Point:
     event: int
     components: tuple[int, ...]
     reserved_bytes: int | None
-    largest: tuple[_Row, ...]
+    largest: tuple[TensorRow, ...]
 
 
 @dataclass(slots=True)
@@ -130,7 +105,7 @@ def write_timeline(
             "title": escape(title),
             "summary": _summary(trace, replayed, gpu_total_bytes),
             "components": _component_rows(trace.components),
-            "largest": _largest_rows(_rows(trace.largest)[:_LARGEST]),
+            "largest": _largest_rows(group_tensors(trace.largest)[:_LARGEST]),
             "peak": escape(f"{units.size(trace.allocated_bytes)}, {trace.at}"),
             "data": _embedded(data),
         },
@@ -208,13 +183,13 @@ class _Alive:
 
     def __init__(self) -> None:
         self.sizes = dict.fromkeys(COMPONENTS, 0)
-        self._kinds: dict[_Kind, dict[int, Allocation]] = {}
+        self._kinds: dict[Kind, dict[int, Allocation]] = {}
 
     def take(self, event: Event) -> None:
         allocation = event.allocation
         size = rounded(allocation.nbytes)
         self.sizes[allocation.component] += -size if event.freed else size
-        members = self._kinds.setdefault(_kind(allocation), {})
+        members = self._kinds.setdefault(kind_of(allocation), {})
         if event.freed:
             members.pop(id(allocation), None)
         else:
@@ -223,17 +198,17 @@ class _Alive:
     def begin_step(self) -> None:
         self._kinds = {kind: members for kind, members in self._kinds.items() if kind.component not in _RESIDENT}
 
-    def largest(self) -> tuple[_Row, ...]:
-        rows = (_row(kind, list(members.values())) for kind, members in self._kinds.items() if members)
+    def largest(self) -> tuple[TensorRow, ...]:
+        rows = (row_of(kind, list(members.values())) for kind, members in self._kinds.items() if members)
         return tuple(heapq.nlargest(_SHOWN_TENSORS, rows, key=lambda row: row.total_bytes))
 
 
 def _states(
     events: Sequence[Event], spans: Sequence[_Span], wanted: set[int]
-) -> dict[int, tuple[tuple[int, ...], tuple[_Row, ...]]]:
+) -> dict[int, tuple[tuple[int, ...], tuple[TensorRow, ...]]]:
     """Bytes by component, and the largest tensors, after each wanted event."""
     alive = _Alive()
-    states: dict[int, tuple[tuple[int, ...], tuple[_Row, ...]]] = {}
+    states: dict[int, tuple[tuple[int, ...], tuple[TensorRow, ...]]] = {}
     step = 0
     for span in spans:
         if span.step > step:
@@ -244,37 +219,6 @@ def _states(
             if index in wanted:
                 states[index] = tuple(alive.sizes.values()), alive.largest()
     return states
-
-
-def _kind(item: Allocation) -> _Kind:
-    return _Kind(item.nbytes, item.dtype, tuple(item.shape), item.component, _starred(item.module), item.operation)
-
-
-@lru_cache(maxsize=4096)
-def _starred(name: str) -> str:
-    """`"model.layers.7.mlp"` → `"model.layers.*.mlp"`; `"backward of layer 7"` → `"backward of layer *"`."""
-    return _NUMBER.sub("*", name)
-
-
-def _row(kind: _Kind, members: Sequence[Allocation]) -> _Row:
-    """One tensor keeps its own names."""
-    module, moment = kind.module, _starred(members[0].moment)
-    if len({member.module for member in members}) == 1:
-        module = members[0].module
-    moments = {member.moment for member in members}
-    if len(moments) == 1:
-        moment = members[0].moment
-    elif len({_starred(name) for name in moments}) > 1:
-        moment = "several moments"
-    return _Row(kind, len(members), module, moment)
-
-
-def _rows(alive: Iterable[Allocation]) -> list[_Row]:
-    """Everything by kind, the most bytes first."""
-    kinds: dict[_Kind, list[Allocation]] = {}
-    for item in alive:
-        kinds.setdefault(_kind(item), []).append(item)
-    return sorted((_row(kind, members) for kind, members in kinds.items()), key=lambda row: -row.total_bytes)
 
 
 def _data(
@@ -314,7 +258,7 @@ def _indices(points: Sequence[Sequence[_Point]]) -> list[range]:
     return ranges
 
 
-def _tensor(row: _Row) -> tuple[Any, ...]:
+def _tensor(row: TensorRow) -> tuple[Any, ...]:
     """Number, bytes of each, component, dtype and shape, module, operation."""
     kind = row.kind
     described = f"{kind.dtype} {_shape(kind.shape)}"
@@ -357,7 +301,7 @@ def _component_rows(components: Mapping[str, int]) -> str:
     )
 
 
-def _largest_rows(rows: Iterable[_Row]) -> str:
+def _largest_rows(rows: Iterable[TensorRow]) -> str:
     return "\n".join(
         f"<tr><td>{units.size(row.total_bytes)}</td><td>{row.number}</td><td>{units.size(row.kind.nbytes)}</td>"
         f"<td>{_shape(row.kind.shape)}</td><td>{escape(row.kind.dtype)}</td><td>{escape(row.kind.component)}</td>"

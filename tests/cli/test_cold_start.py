@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,10 +19,11 @@ main(sys.argv[1:])
 """
 
 
-def modules_after(*arguments: str) -> set[str]:
+def modules_after(*arguments: str, code: int = 0) -> set[str]:
     result = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return {name.partition(".")[0] for name in json.loads(result.stderr)}
+    assert result.returncode == code, result.stderr
+    *_, loaded = result.stderr.splitlines()
+    return {name.partition(".")[0] for name in json.loads(loaded)}
 
 
 COMMANDS = [
@@ -30,6 +32,7 @@ COMMANDS = [
     ["gpus"],
     ["models"],
     ["--recipe", "cookbook-full", "--gpu", "a100-40gb"],
+    ["trace", "--help"],
 ]
 
 
@@ -40,3 +43,16 @@ def test_no_answer_in_closed_form_imports_a_training_library(command: list[str])
 
 def test_a_named_gpu_as_json_imports_neither_the_screens_nor_the_driver() -> None:
     assert not modules_after("--gpu", "t4", "--json") & {"rich", "pynvml", "psutil"}
+
+
+def test_an_estimate_imports_no_training_library(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text('model = "phi-3-mini-4k"\nmethod = "qlora"\ngpu = "t4"\n')
+    assert not modules_after("estimate", "--plan", str(plan), "--explain") & set(HEAVY)
+
+
+@pytest.mark.parametrize("words", [["--timeline", "/nowhere/run.html"], ["--gpu", "no-such-gpu"]])
+def test_a_trace_that_is_refused_imports_no_training_library(tmp_path: Path, words: list[str]) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text('model = "phi-3-mini-4k"\nmethod = "qlora"\n')
+    assert not modules_after("trace", "--plan", str(plan), *words, code=2) & set(HEAVY)

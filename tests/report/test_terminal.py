@@ -18,7 +18,9 @@ from advisor.errors import AdvisorError, InputError
 from advisor.fit import Fit, check_fit
 from advisor.hardware import Gpu, GpuProcess, what_if
 from advisor.memory.estimate import estimate, simulate
-from advisor.profiles import default_plan, load_gpu, load_model, load_recipe, model_names
+from advisor.memory.trace import Trace
+from advisor.plan import LoraSettings, Plan
+from advisor.profiles import ModelSource, default_plan, load_gpu, load_model, load_recipe, model_names
 from advisor.recipes import examine_recipe
 from advisor.report.terminal import (
     render_advice,
@@ -28,10 +30,12 @@ from advisor.report.terminal import (
     render_models,
     render_recipe,
     render_survey,
+    render_trace,
 )
 from advisor.report.terminal.bars import memory_bar
 from advisor.report.terminal.console import _LOOKALIKES
 from advisor.survey import survey
+from advisor.traced import Survival, TracedPlan
 from advisor.units import GIB, MIB, count, gib, short_count, size
 
 MINI = load_model("phi-3-mini")
@@ -208,7 +212,8 @@ def test_what_others_hold_is_shown_with_who_holds_it() -> None:
 
 def test_near_the_edge_is_said_in_words() -> None:
     part = advice_for("t4").of("lora")
-    edge = replace(part, fit=replace(part.fit, margin_bytes=part.fit.margin_bytes + 3 * GIB))
+    spare = part.fit.total_bytes - part.fit.needed_bytes
+    edge = replace(part, fit=replace(part.fit, margin_bytes=part.fit.margin_bytes + spare - part.fit.total_bytes // 50))
     advice = advice_for("t4")
     methods = tuple(edge if method.method == "lora" else method for method in advice.methods)
     assert edge.fit.near_edge
@@ -395,6 +400,93 @@ def test_an_encoding_that_lacks_the_characters_gets_lookalikes(encoding: str) ->
     assert "####>" in ascii_screen
     assert "?" not in ascii_screen.replace("fits?", "")
     assert [len(line) for line in ascii_screen.splitlines()] == [len(line) for line in utf8_screen.splitlines()]
+
+
+@pytest.fixture
+def traced(small_trace: Trace) -> TracedPlan:
+    """The small model's trace on a T4, beside a closed form that is 64 MiB short."""
+    target = gpu("t4")
+    memory = replace(
+        estimate(default_plan("lora", model="phi-3-mini"), MINI.architecture, target),
+        allocated_bytes=small_trace.allocated_bytes,
+        reserved_bytes=small_trace.expandable.reserved_bytes,
+        at=small_trace.at,
+        components=dict(small_trace.components),
+        moments=dict(small_trace.peaks),
+    )
+    return TracedPlan(
+        plan=Plan(model="small", method="lora", lora=LoraSettings(rank=8), micro_batch=2, seq_len=256),
+        model=ModelSource(name="small", label="small\x1b[2J", config={}, origin="small", source="a test"),
+        gpu=target,
+        memory=memory,
+        trace=small_trace,
+        fit=check_fit(memory.reserved_bytes, target),
+        survival=survival(),
+        closed_form=replace(memory, allocated_bytes=memory.allocated_bytes - MIB),
+        unknown_to_closed_form="",
+        warnings=("torch 9.9 was not tested.",),
+    )
+
+
+def survival(**given: Any) -> Survival:
+    return Survival(
+        **{"room_bytes": GIB, "released_bytes": 0, "failed_at": None, "requested_bytes": 0, "left_bytes": 0, **given}
+    )
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_trace_shows_peaks_verdict_modules_and_largest_tensors(traced: TracedPlan, width: int) -> None:
+    shown = screen(render_trace, traced, width=width)
+    run = traced.trace
+    assert f"{gib(run.allocated_bytes)} at {run.at}" in shown
+    assert f"{gib(run.expandable.reserved_bytes)} with expandable segments" in shown
+    assert f"{gib(run.default.reserved_bytes)} without" in shown
+    assert "−1.0 MiB (−" in shown
+    assert "Fits." in shown
+    assert "Replayed in 1.00 GiB: every request is met." in words(shown)
+    assert "! torch 9.9 was not tested." in shown
+    assert "model.layers.*.mlp.gate_up_proj" in shown
+    assert "base_model" not in shown
+    assert "\x1b" not in shown
+    tensors = shown.partition("Largest tensors")[2]
+    assert "3 of 512.0 KiB · bfloat16 1024 × 256 · weights" in tensors
+    assert "_log_softmax" in tensors
+    assert "nothing was measured" in words(shown)
+    assert [line.startswith(run.at) for line in shown.splitlines() if line.endswith("█ peak")] == [True]
+    assert max(map(len, shown.splitlines())) <= width
+
+
+def test_a_trace_says_what_was_released_and_where_memory_ran_out(traced: TracedPlan) -> None:
+    pressed = replace(traced, survival=survival(released_bytes=300 * MIB))
+    assert "after 300.0 MiB of cached segments is released" in words(screen(render_trace, pressed))
+    full = survival(failed_at="loss backward", requested_bytes=250 * MIB, left_bytes=20 * MIB)
+    said = words(screen(render_trace, replace(traced, survival=full)))
+    assert "out of memory at loss backward: 250.0 MiB asked for, 20.0 MiB left." in said
+
+
+def test_a_trace_without_a_gpu_or_a_closed_form_judges_neither(traced: TracedPlan) -> None:
+    unknown = replace(traced, fit=None, survival=None, closed_form=None, unknown_to_closed_form="It is a test.")
+    shown = screen(render_trace, unknown)
+    assert "its." not in shown
+    assert "Replayed" not in shown
+    assert "closed form says      nothing: It is a test." in shown
+
+
+def test_an_advice_that_was_traced_says_which_methods_were(t4: Advice) -> None:
+    assert " tier " not in screen(render_advice, t4)
+    methods = tuple(replace(part, tier="trace") if part.fits else part for part in t4.methods)
+    shown = screen(render_advice, replace(t4, methods=methods))
+    row = next(line for line in shown.splitlines() if line.startswith(" tier "))
+    assert row.split() == ["tier", *(part.tier for part in methods)]
+    assert "Tier: trace (" in shown
+    assert "estimate for full." in words(shown)
+
+
+def test_the_command_that_proves_the_plan_follows_the_one_that_writes_it(t4: Advice) -> None:
+    lines = screen(render_advice, t4).splitlines()
+    assert lines[lines.index(f"  {t4.next_command}") + 1] == "  phi3-advise trace --plan plan.toml"
+    nothing = advise(MINI, what_if(None, vram_bytes=2 * GIB))
+    assert "phi3-advise trace" not in screen(render_advice, nothing)
 
 
 def test_lookalikes_take_as_much_room_and_are_ascii() -> None:

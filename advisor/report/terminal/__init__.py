@@ -9,6 +9,7 @@ from advisor.report.terminal.estimate import render_estimate
 from advisor.report.terminal.explain import render_explain
 from advisor.report.terminal.lists import render_models, render_survey
 from advisor.report.terminal.recipe import render_recipe
+from advisor.report.terminal.trace import render_trace
 
 __all__ = [
     "make_console",
@@ -19,4 +20,5 @@ __all__ = [
     "render_models",
     "render_recipe",
     "render_survey",
+    "render_trace",
 ]

@@ -74,6 +74,8 @@ def _comparison(advice: Advice, width: int) -> Table:
     add("trained", (_TRAINED[part.method] for part in parts))
     add("", (f"{short_count(part.memory.parameters.trainable)} parameters" for part in parts))
     add("fits?", (_verdict(part.fit) for part in parts))
+    if any(part.tier == "trace" for part in parts):
+        add(" tier", (part.tier for part in parts))
     add("memory", (_needed(part.fit) for part in parts))
     add("", (memory_bar(part.fit, cell) for part in parts))
     for label, cells in _memory_rows(parts, wide=width >= WIDE):
@@ -142,9 +144,25 @@ def _print_recommendation(advice: Advice, console: Console) -> None:
         print_paragraph(console, ended(advice.unlock), label=label, indent="  ")
     console.print(Text("Next:", style="bold"))
     print_command(console, advice.next_command)
+    if advice.proof_command:
+        print_command(console, advice.proof_command)
 
 
 def _footer(advice: Advice) -> str:
     basis = next((part.speed.basis for part in advice.methods if part.speed), None)
-    said = "Tier: estimate, in closed form. Nothing was measured on this GPU."
+    said = f"{_tiers(advice.methods)} Nothing was measured on this GPU."
     return f"{said} Speed assumes {basis}." if basis else said
+
+
+def _tiers(parts: Sequence[MethodAdvice]) -> str:
+    """Which number is of which tier."""
+    traced = [METHOD_NAMES[part.method] for part in parts if part.tier == "trace"]
+    if not traced:
+        return "Tier: estimate, in closed form."
+    said = "the installed code run on tensors without storage"
+    rest = [METHOD_NAMES[part.method] for part in parts if part.tier != "trace"]
+    return (
+        f"Tier: trace ({said}) for {' and '.join(traced)}; estimate for {' and '.join(rest)}."
+        if rest
+        else f"Tier: trace ({said})."
+    )

@@ -50,7 +50,7 @@ def make_console(*, stderr: bool = False) -> Console:
     """
     stream = sys.stderr if stderr else sys.stdout
     _write_lookalikes(stream)
-    return Console(
+    return _Console(
         stderr=stderr,
         width=max(NARROWEST, _columns() or _terminal_columns(stream) or PIPE_WIDTH),
         # rich's own NO_COLOR keeps the escape codes of bold and dim.
@@ -59,6 +59,14 @@ def make_console(*, stderr: bool = False) -> Console:
         markup=False,
         emoji=False,
     )
+
+
+class _Console(Console):
+    """Leaves a reader that has gone to the command line: rich would exit with the code of "nothing fits"."""
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich while it holds the BrokenPipeError."""
+        raise
 
 
 def _columns() -> int | None:

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from advisor.report.terminal.bars import LEGEND, fit_style, memory_bar, share_bar
 from advisor.report.terminal.subject import print_gpu, print_model, print_plan
-from advisor.report.terminal.text import line_width, plain_table, print_paragraph, print_warnings, sentence
-from advisor.units import count, gib
+from advisor.report.terminal.text import clean, line_width, plain_table, print_paragraph, print_warnings, sentence
+from advisor.units import GIB, count, gib, size
 
 if TYPE_CHECKING:  # this screen loads no more of the rest than its own values did
     from collections.abc import Iterable
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # this screen loads no more of the rest than its own values d
     from advisor.profiles import ModelProfile
 
 _NAME_WIDTH = 20
+_WIDEST_NAME = 44
 _SIZE_WIDTH = 12
 _GAPS = 6
 
@@ -45,29 +46,49 @@ def render_estimate(
     print_plan(plan, console)
     print_warnings(gpu.notes, console)
     console.print()
-    _print_totals(memory, gpu, console)
+    _print_memory(memory, gpu, console)
     if fit is not None:
         from advisor.fit import explain_fit
 
         print_fit(fit, explain_fit(fit, memory.at), console)
-    _print_sizes(f"Allocated at the peak ({memory.at})", memory.components.items(), memory.allocated_bytes, console)
-    _print_sizes("Highest in each moment", memory.moments.items(), memory.allocated_bytes, console, peak=memory.at)
+    print_sizes(f"Allocated at the peak ({memory.at})", memory.components.items(), memory.allocated_bytes, console)
+    print_sizes("Highest in each moment", memory.moments.items(), memory.allocated_bytes, console, peak=memory.at)
     console.print()
     print_paragraph(console, "Tier: estimate, in closed form. Nothing was measured.", style="dim")
 
 
-def _print_totals(memory: Memory, gpu: Gpu, console: Console) -> None:
-    table = plain_table(_NAME_WIDTH, line_width(console) - _NAME_WIDTH - _GAPS)
+def _print_memory(memory: Memory, gpu: Gpu, console: Console) -> None:
+    print_totals(
+        [
+            parameters_row(memory),
+            ("peak allocated", f"{gib(memory.allocated_bytes)} at {memory.at}"),
+            ("peak reserved", gib(memory.reserved_bytes)),
+            *process_rows(memory, gpu),
+        ],
+        console,
+    )
+
+
+def parameters_row(memory: Memory) -> tuple[str, str]:
+    """How many there are, how many of them are trained."""
     parameters = memory.parameters
+    return "parameters", f"{count(parameters.total)}, of which {count(parameters.trainable)} are trained"
+
+
+def process_rows(memory: Memory, gpu: Gpu) -> list[tuple[str, str]]:
+    """What the whole process takes."""
     rows = [
-        ("parameters", f"{count(parameters.total)}, of which {count(parameters.trainable)} are trained"),
-        ("peak allocated", f"{gib(memory.allocated_bytes)} at {memory.at}"),
-        ("peak reserved", gib(memory.reserved_bytes)),
         ("context", f"{gib(memory.context_bytes)} ({gpu.context_provenance})"),
         ("total", gib(memory.total_bytes)),
     ]
     if memory.host_bytes:
         rows.append(("paged states", f"{gib(memory.host_bytes)} that may move to host RAM, not counted above"))
+    return rows
+
+
+def print_totals(rows: Iterable[tuple[str, str]], console: Console) -> None:
+    """Names, and what is to be said of each."""
+    table = plain_table(_NAME_WIDTH, line_width(console) - _NAME_WIDTH - _GAPS)
     for name, value in rows:
         table.add_row(Text(name, style="bold"), value)
     console.print(table)
@@ -82,17 +103,19 @@ def print_fit(fit: Fit, verdict: str, console: Console) -> None:
     print_paragraph(console, sentence(verdict), label=label, label_style=f"bold {fit_style(fit)}", indent="  ")
 
 
-def _print_sizes(
+def print_sizes(
     title: str, sizes: Iterable[tuple[str, int]], whole_bytes: int, console: Console, *, peak: str = ""
 ) -> None:
-    bar_width = line_width(console) - _NAME_WIDTH - _SIZE_WIDTH - _GAPS
-    table = plain_table(_NAME_WIDTH, _SIZE_WIDTH, bar_width)
+    """Sizes as shares of a whole, a bar each; what is nothing is left out."""
+    unit = gib if whole_bytes >= GIB else size
+    shown = [(clean(name), size_bytes) for name, size_bytes in sizes if size_bytes]
+    name_width = min(max(_NAME_WIDTH, *(len(name) for name, _ in shown), 0), _WIDEST_NAME)
+    bar_width = line_width(console) - name_width - _SIZE_WIDTH - _GAPS
+    table = plain_table(name_width, _SIZE_WIDTH, bar_width)
     table.columns[1].justify = "right"
-    for name, size_bytes in sizes:
-        if size_bytes:
-            bar = share_bar(size_bytes, whole_bytes, bar_width - (len(" peak") if peak else 0))
-            shown = bar.append(" peak", style="bold") if name == peak else bar
-            table.add_row(Text(name), gib(size_bytes), shown)
+    for name, size_bytes in shown:
+        bar = share_bar(size_bytes, whole_bytes, bar_width - (len(" peak") if peak else 0))
+        table.add_row(Text(name), unit(size_bytes), bar.append(" peak", style="bold") if name == peak else bar)
     console.print()
     console.print(Text(title, style="bold"))
     console.print(table)

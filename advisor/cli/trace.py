@@ -1,0 +1,69 @@
+"""`phi3-advise trace`: one plan's memory, from the installed code run on tensors without storage."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from advisor.cli.common import print_json, progress_line, read_plan
+from advisor.errors import InputError
+from advisor.profiles import find_model
+
+
+@click.command("trace")
+@click.option("--plan", "path", required=True, type=click.Path(), help="The plan file (TOML).")
+@click.option("--gpu", default=None, help="A GPU by name, in place of the plan's.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else.")
+@click.option("--timeline", type=click.Path(), default=None, help="Write a page of what is allocated, event by event.")
+@click.option("--snapshot", type=click.Path(), default=None, help="Write a snapshot for pytorch.org/memory_viz.")
+@click.option("--debug", is_flag=True, help="Show tracebacks, and what the libraries say.")
+def command(path: str, gpu: str | None, as_json: bool, timeline: str | None, snapshot: str | None, debug: bool) -> None:
+    """Memory of one plan: the installed code run on tensors without storage. No GPU, no weights, seconds.
+
+    \b
+    phi3-advise trace --plan plan.toml
+    phi3-advise trace --plan plan.toml --gpu t4 --json
+    phi3-advise trace --plan plan.toml --timeline run.html --snapshot run.pickle
+    """
+    _check_outputs(timeline, snapshot)
+    plan, target = read_plan(path, gpu)
+    model = find_model(plan.model)
+    from advisor.traced import trace_plan
+
+    with progress_line(debug) as progress:
+        traced = trace_plan(plan, model, target, progress=progress)
+        room = traced.survival.room_bytes if traced.survival else None
+        if timeline is not None:
+            from advisor.report.timeline import write_timeline
+
+            progress("timeline")
+            title = f"{model.label}, {plan.method}, {plan.micro_batch} × {plan.seq_len} tokens on {target.name}"
+            write_timeline(traced.trace, timeline, title=title, gpu_total_bytes=room)
+        if snapshot is not None:
+            from advisor.report.snapshot import write_snapshot
+
+            progress("snapshot")
+            write_snapshot(traced.trace, snapshot, gpu_total_bytes=room)
+    if as_json:
+        from advisor.report.json import trace_object
+
+        print_json(trace_object(traced))
+        return
+    from advisor.report.terminal import make_console, render_trace
+
+    render_trace(traced, make_console())
+
+
+def _check_outputs(timeline: str | None, snapshot: str | None) -> None:
+    """Refuses what could not be written, before the seconds that a trace takes."""
+    from advisor.report.output import check_writable
+
+    for path in (timeline, snapshot):
+        if path is not None:
+            check_writable(path)
+    if timeline is not None and snapshot is not None and os.path.realpath(timeline) == os.path.realpath(snapshot):
+        raise InputError(
+            f"--timeline and --snapshot both name {timeline}.",
+            hint="Give each a file of its own: --timeline run.html --snapshot run.pickle",
+        )
