@@ -99,8 +99,7 @@ def fill_model(causal_lm: Any, plan: Plan, device: torch.device | str) -> BuiltM
     _fill(causal_lm, plan, device)
     if plan.upcast_frozen:
         _upcast_frozen(causal_lm)
-    # Trainer switches the key-value cache off; a hand-written loop has the model's default.
-    causal_lm.config.use_cache = plan.hold_outputs and not plan.gradient_checkpointing
+    causal_lm.config.use_cache = _keeps_cache(plan)
     if plan.loss == "chunked":
         chunk_loss(causal_lm)
     model = causal_lm
@@ -120,6 +119,19 @@ def fill_model(causal_lm: Any, plan: Plan, device: torch.device | str) -> BuiltM
         total_parameters=total,
         trainable_parameters=trainable,
     )
+
+
+def _keeps_cache(plan: Plan) -> bool:
+    """Whether the forward builds a key-value cache, which lives as long as the outputs that hold it.
+
+    Trainer switches it off. A hand-written loop has the model's default, which is on in training too: forward makes a
+    DynamicCache wherever none is passed, and its first update copies each layer's keys and values. Checkpointed
+    layers take it away again.
+    Source: transformers Trainer (TrainingArguments.use_cache), models/qwen2/modeling_qwen2.py (Qwen2Model.forward),
+    utils/generic.py (merge_with_config_defaults), cache_utils.py (DynamicLayer.update), modeling_layers.py; the same
+    in 5.8.1 and 5.23.
+    """
+    return plan.hold_outputs and not plan.gradient_checkpointing
 
 
 def _dtype(plan: Plan) -> torch.dtype:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from advisor.memory.kernels import Cpu
+from advisor.memory.kernels import AttentionCall, Cpu
+from advisor.memory.trace.attention import run_attention
 from advisor.memory.trace.result import OUTSIDE_STEPS
 from advisor.memory.trace.run import record
 from advisor.memory.trace.tracker import Tracker
@@ -112,6 +113,28 @@ def test_a_second_gradient_is_added_into_the_first_if_only_autograd_holds_that()
         result = program("cpu")
         # On the CPU a Python number that multiplies is a tensor of its own.
         assert traced == pytest.approx(profiled(result.backward), abs=64)
+
+
+def test_math_attention_adds_its_mask_into_the_scores() -> None:
+    def tensors(device: str) -> list[torch.Tensor]:
+        query, key, value = (torch.ones(2, 4, 512, 32, device=device) for _ in range(3))
+        return [query, key, value, torch.zeros(2, 1, 512, 512, device=device)]
+
+    def call(*given: torch.Tensor) -> AttentionCall:
+        query, key, value, mask = given
+        return AttentionCall(
+            query=query, key=key, value=value, mask=mask, dropout=0.0, causal=False, scale=None, grouped=False
+        )
+
+    tracker = Tracker("meta", Cpu())
+    with tracker:
+        made = tensors("meta")
+        before = len(tracker.events)
+        run_attention(call(*made), "math")
+    later = tracker.events[before:]
+    traced = highest(-e.allocation.nbytes if e.freed else e.allocation.nbytes for e in later)
+    real = call(*tensors("cpu"))
+    assert traced == pytest.approx(profiled(lambda: run_attention(real, "math")), rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("architecture", [PHI3, GROUPED], ids=["phi3", "grouped"])

@@ -42,6 +42,11 @@ def promotion_on_cpu(call: Call) -> Inside:
     return Inside(first=tuple(t.numel() * common.itemsize for t in tensors if t.dtype != common))
 
 
+def safe_softmax(call: Call) -> Inside:
+    """Which scores are minus infinity: a byte each. Source: ATen/native/transformers/attention.cpp (_safe_softmax)."""
+    return Inside(then=(call.args[0].numel(),))
+
+
 def rules(hardware: Hardware) -> Mapping[Any, Rule]:
     """Operations whose kernels allocate more than their outputs."""
     return _cpu_rules() if isinstance(hardware, Cpu) else _gpu_rules()
@@ -53,6 +58,7 @@ def _cpu_rules() -> Mapping[Any, Rule]:
     aten = torch.ops.aten
     names = ("add", "sub", "mul", "div", "add_", "sub_", "mul_", "div_")
     found: dict[Any, Rule] = {getattr(aten, name).Tensor: promotion_on_cpu for name in names}
+    found[aten._safe_softmax.default] = safe_softmax
     bitsandbytes = getattr(torch.ops, "bitsandbytes", None)
     if bitsandbytes is not None and hasattr(bitsandbytes, "gemm_4bit"):
         found[bitsandbytes.gemm_4bit.default] = gemm_4bit_on_cpu
@@ -68,6 +74,7 @@ def _gpu_rules() -> Mapping[Any, Rule]:
         aten._flash_attention_backward.default: flash_backward_of_package,
         aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward,
         aten.embedding_dense_backward.default: embedding_backward,
+        aten._safe_softmax.default: safe_softmax,
     }
     bitsandbytes = getattr(torch.ops, "bitsandbytes", None)
     if bitsandbytes is not None and hasattr(bitsandbytes, "gemm_4bit"):

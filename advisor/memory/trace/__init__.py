@@ -39,12 +39,12 @@ def trace(
         InputError: the plan or the architecture cannot be used.
         EnvironmentLacksError: an operation cannot be traced; it is named.
     """
+    tell = progress or (lambda _: None)
+    tell("building")
     from advisor.memory.kernels import Gpu as AnyGpu
     from advisor.memory.trace.run import record, summarize
 
     gpu = gpu or AnyGpu(capability=capability or (8, 0))
-    tell = progress or (lambda _: None)
-    tell("building")
     events, built = record(plan, architecture, gpu, steps, tell)
     tell("replay")
     return summarize(events, built, gpu, empties_cache=empties_cache)

@@ -10,6 +10,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 from advisor.memory.kernels import AttentionCall
 
 
+class MathAttention:
+    """Whether torch's math attention is running: its only sum is that of scores and mask."""
+
+    running = False
+
+
 def run_attention(call: AttentionCall, backend: str) -> torch.Tensor:
     """Call the kernel that was chosen, with the conversions that SDPA makes around it.
 
@@ -33,17 +39,21 @@ def run_attention(call: AttentionCall, backend: str) -> torch.Tensor:
             call.query, call.key, call.value, mask, keep, call.dropout, call.causal, False, scale=call.scale
         )[0]
         return result
-    result = aten._scaled_dot_product_attention_math(
-        call.query,
-        call.key,
-        call.value,
-        mask,
-        call.dropout,
-        call.causal,
-        None,
-        scale=call.scale,
-        enable_gqa=call.grouped,
-    )[0]
+    MathAttention.running = True
+    try:
+        result = aten._scaled_dot_product_attention_math(
+            call.query,
+            call.key,
+            call.value,
+            mask,
+            call.dropout,
+            call.causal,
+            None,
+            scale=call.scale,
+            enable_gqa=call.grouped,
+        )[0]
+    finally:
+        MathAttention.running = False
     return result
 
 

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from advisor.memory.kernels import Cpu, Gpu, Hardware
+
+
+def import_bitsandbytes() -> None:
+    """Import it, where it is installed, without the compiler that its CPU operations ask torch for.
+
+    That takes a second, and a trace runs none of them. They stay what they were before compilation.
+    Source: bitsandbytes backends/default/ops.py (_try_torch_compile).
+    """
+    if "bitsandbytes" in sys.modules or find_spec("bitsandbytes") is None:
+        return
+    compile_ = torch.compile
+    torch.compile = lambda model=None, **_: model if model is not None else (lambda function: function)  # type: ignore[assignment]
+    try:
+        importlib.import_module("bitsandbytes")
+    finally:
+        torch.compile = compile_
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from advisor.errors import AdvisorError, EnvironmentLacksError
 from advisor.memory.allocator import EMPTY_CACHE, Replay, Request, replay, rounded
 from advisor.memory.kernels import Gpu, Hardware
 from advisor.memory.trace.device import DeviceSemantics
+from advisor.memory.trace.libraries import import_bitsandbytes
 from advisor.memory.trace.result import LOADING, OUTSIDE_STEPS, Allocation, Event, Trace
 from advisor.memory.trace.tracker import Tracker, adopt_model
 from advisor.plan import Plan
@@ -28,6 +29,7 @@ def record(
 ) -> tuple[list[Event], BuiltModel]:
     """Every allocation in order, and the model that made them: loading, `steps` steps, evaluation, saving."""
     tracker = Tracker("meta", hardware, padded=plan.padding == "longest", tokens=plan.seq_len)
+    import_bitsandbytes()
     skeleton = build_skeleton(plan, architecture)
     progress("loading")
     with tracker:

@@ -19,11 +19,21 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from advisor.memory import kernels
 from advisor.memory.kernels import Gpu, Hardware
+from advisor.memory.trace.attention import MathAttention
 from advisor.memory.trace.libraries import chunked_loss_operation, run_chunked_loss
 from advisor.memory.trace.result import LOADING, Allocation, Component, Event
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)(?:\.|$)")
 _ADD = torch.ops.aten.add.Tensor
+_ELEMENTWISE = frozenset(
+    getattr(getattr(torch.ops.aten, name), overload)
+    for name, overload in [
+        *((name, "Tensor") for name in ("add", "sub", "mul", "div")),
+        *((name, "Scalar") for name in ("add", "sub", "mul", "div")),
+        *((name, "default") for name in ("neg", "silu", "rsqrt", "gelu", "tanh", "sigmoid")),
+        ("pow", "Tensor_Scalar"),
+    ]
+)
 _is_dense = torch._prims_common.is_non_overlapping_and_dense_or_false
 _SEQUENCE_NUMBER: Callable[[], int] = torch._C._autograd._get_sequence_nr
 
@@ -38,8 +48,6 @@ class Places:
     last: str = ""
     moment: str = LOADING
     operation: str = ""
-    adds_mask: bool = False
-    """Inside attention's math path, where the only sum is the mask's."""
 
 
 class Tracker(TorchDispatchMode):
@@ -88,7 +96,9 @@ class Tracker(TorchDispatchMode):
         rule = self._rules.get(func)
         inside = rule(kernels.Call(args, kwargs, self._hardware)) if rule is not None else kernels.NOTHING
         temporary = [self._temporary(size, func, module) for size in inside.first]
-        result = func(*args, **kwargs)
+        result = _like_first(args, kwargs) if func in _ELEMENTWISE else None
+        if result is None:
+            result = func(*args, **kwargs)
         if func is _ADD and self._is_in_place(args):
             self._take_over(args[0], result)
         else:
@@ -111,7 +121,7 @@ class Tracker(TorchDispatchMode):
             return False
         if old.untyped_storage()._cdata not in self._live:
             return False
-        if self.places.adds_mask:
+        if MathAttention.running:
             return True
         if self.places.phase != "backward" or self.places.modules or torch.is_grad_enabled():
             return False
@@ -265,6 +275,35 @@ class Tracker(TorchDispatchMode):
             for hook in hooks:
                 hook.remove()
             stack.clear()
+
+
+def _like_first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+    """The result of an elementwise operation that has its first operand's shape, dtype and layout, or None.
+
+    That is so where the first operand is contiguous and the second a number or broadcast into it.
+
+    torch's own meta functions of these are written in Python and take a fifth of a trace.
+    """
+    first = args[0]
+    if kwargs or type(first) is not torch.Tensor or first.device.type != "meta":
+        return None
+    if not (first.is_floating_point() and first.dim() and first.is_contiguous()):
+        return None
+    for other in args[1:]:
+        if isinstance(other, torch.Tensor):
+            if other.dim() and (other.dtype != first.dtype or not _broadcasts(other.shape, first.shape)):
+                return None
+        elif not isinstance(other, (int, float)):
+            return None
+    return torch.empty_like(first)
+
+
+def _broadcasts(shape: torch.Size, into: torch.Size) -> bool:
+    """Whether a tensor of `shape` can be expanded to `into`."""
+    if shape == into:
+        return True
+    missing = len(into) - len(shape)
+    return missing >= 0 and all(size in (1, wanted) for size, wanted in zip(shape, into[missing:], strict=True))
 
 
 @cache

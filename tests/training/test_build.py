@@ -1,0 +1,117 @@
+"""What is built: which parameters train, in what format, and what a wrong plan says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from advisor.architecture import architecture_from_config
+from advisor.errors import InputError, PlanError, UnsupportedError
+from advisor.training.build import BuiltModel, build_config, build_model, build_optimizer
+
+
+def trainable(built: BuiltModel) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in built.model.named_parameters() if p.requires_grad}
+
+
+def test_full_trains_every_parameter(make_plan: Any, architecture: dict[str, Any]) -> None:
+    built = build_model(make_plan("full"), architecture, "cpu")
+    assert len(trainable(built)) == len(list(built.model.parameters()))
+    assert built.trainable_parameters == built.total_parameters
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_adapters_alone_train_and_are_fp32(method: str, make_plan: Any, architecture: dict[str, Any]) -> None:
+    built = build_model(make_plan(method, dtype="bfloat16"), architecture, "cpu")
+    found = trainable(built)
+    assert found
+    assert all("lora_" in name and p.dtype == torch.float32 for name, p in found.items())
+    adapted = {name.rpartition(".lora_")[0].rpartition(".")[2] for name in found}
+    assert adapted == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
+    # rank × (inputs + outputs) of each.
+    size, kv, middle = 128, 64, 256
+    widths = (size + size + 2 * kv) + (size + size) + (size + 2 * middle) + (middle + size)
+    assert built.trainable_parameters == 2 * 8 * widths
+
+
+@pytest.mark.parametrize("family", ["phi3", "llama", "qwen2", "mistral"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_parameters_are_those_of_the_architecture(
+    method: str, family: str, tied: bool, make_plan: Any, architecture: dict[str, Any]
+) -> None:
+    config = {**architecture, "model_type": family, "tie_word_embeddings": tied}
+    built = build_model(make_plan(method), config, "meta")
+    assert built.total_parameters == architecture_from_config(config, origin="test").parameters
+
+
+def test_every_linear_but_the_head_is_4_bit(make_plan: Any, architecture: dict[str, Any]) -> None:
+    from bitsandbytes.nn import Linear4bit
+
+    built = build_model(make_plan("qlora", dtype="bfloat16"), architecture, "cpu")
+    for name, module in built.causal_lm.named_modules():
+        if isinstance(module, torch.nn.Linear) and "lora_" not in name:
+            assert isinstance(module, Linear4bit) == (not name.endswith("lm_head")), name
+            if isinstance(module, Linear4bit):
+                assert module.compute_dtype == torch.bfloat16
+                assert module.weight.numel() == module.in_features * module.out_features // 2
+                assert module.weight.quant_state.nested
+
+
+def test_kbit_preparation_stores_what_is_not_quantised_as_fp32(make_plan: Any, architecture: dict[str, Any]) -> None:
+    built = build_model(make_plan("qlora", dtype="bfloat16", upcast_frozen=True), architecture, "cpu")
+    dtypes = {p.dtype for p in built.model.parameters()}
+    assert dtypes == {torch.uint8, torch.float32}
+
+
+def test_checkpointing_is_on_as_planned_and_not_reentrant(
+    method: str, make_plan: Any, architecture: dict[str, Any]
+) -> None:
+    for wanted in (True, False):
+        built = build_model(make_plan(method, gradient_checkpointing=wanted), architecture, "cpu")
+        layers = [m for m in built.causal_lm.modules() if type(m).__name__ == "Phi3DecoderLayer"]
+        assert [layer.gradient_checkpointing for layer in layers] == [wanted] * 2
+        if wanted:
+            assert all(not layer._gradient_checkpointing_func.keywords["use_reentrant"] for layer in layers)
+
+
+def test_adapters_where_nothing_matches_are_an_error_with_the_names(
+    make_plan: Any, architecture: dict[str, Any]
+) -> None:
+    plan = make_plan("lora", lora={"rank": 8, "target_modules": ["query_key_value"]})
+    with pytest.raises(PlanError, match="target_modules") as caught:
+        build_model(plan, architecture, "meta")
+    assert "qkv_proj" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        ({"model_type": "phi33"}, InputError),
+        ({}, InputError),
+        ({"model_type": "t5"}, UnsupportedError),
+        (
+            {"model_type": "phi3", "hidden_size": 100, "num_attention_heads": 3, "rope_scaling": {"type": "x"}},
+            InputError,
+        ),
+    ],
+)
+def test_a_configuration_that_cannot_be_built_is_an_input_error(
+    config: dict[str, Any], error: type[InputError]
+) -> None:
+    with pytest.raises(error):
+        build_config(config)
+
+
+def test_the_optimizer_holds_every_trained_parameter_in_two_groups(
+    method: str, make_plan: Any, architecture: dict[str, Any]
+) -> None:
+    plan = make_plan(method)
+    built = build_model(plan, architecture, "cpu")
+    groups = build_optimizer(plan, built.model).param_groups
+    held = [p for group in groups for p in group["params"]]
+    assert len(groups) == 2
+    assert {id(p) for p in held} == {id(p) for p in trainable(built).values()}
+    norms = {id(p) for name, p in built.model.named_parameters() if "norm" in name}
+    assert not norms & {id(p) for p in groups[0]["params"]}
