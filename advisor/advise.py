@@ -408,7 +408,9 @@ def _host_warnings(parts: tuple[MethodAdvice, ...], gpu: Gpu, host: Host | None)
     said = []
     largest = max((part.saved_bytes for part in parts if part.fits), default=0)
     if host is not None and host.disk_free_bytes is not None and host.disk_free_bytes < largest:
-        said.append(f"What training leaves can take {gib(largest)}, and {gib(host.disk_free_bytes)} of disk is free here.")
+        said.append(
+            f"What training leaves can take {gib(largest)}, and {gib(host.disk_free_bytes)} of disk is free here."
+        )
     return said + _ram_warnings(parts, gpu, host)
 
 

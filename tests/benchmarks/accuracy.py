@@ -89,7 +89,7 @@ def sample_plans(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def compare(fields: dict[str, Any]) -> dict[str, Any]:
-    """Both numbers of one plan, or why there is none."""
+    """Both numbers of one plan's training step, or why there is none."""
     import warnings
 
     from advisor.architecture import architecture_from_config
@@ -116,9 +116,9 @@ def compare(fields: dict[str, Any]) -> dict[str, Any]:
     return {
         "fields": fields,
         "estimate": said.allocated_bytes,
-        "trace": traced.allocated_bytes,
+        "trace": traced.step_bytes,
         "estimate_reserved": said.reserved_bytes,
-        "trace_reserved": traced.reserved_expandable_bytes,
+        "trace_reserved": traced.reserved_expandable_bytes if traced.expandable.failed_request_bytes is None else None,
         "estimate_at": said.at,
         "trace_at": traced.at,
         "seconds": round(time.perf_counter() - start, 1),
@@ -163,7 +163,9 @@ def summarise(rows: list[dict[str, Any]]) -> list[str]:
     for name, group in groups.items():
         if group:
             lines.append(summary_line(name, [error(row) for row in group]))
-    lines.append(summary_line("all, reserved", [error(row, "_reserved") for row in rows]))
+    surviving = [error(row, "_reserved") for row in rows if row["trace_reserved"] is not None]
+    if surviving:
+        lines.append(summary_line("reserved, where the GPU survives", surviving))
     return lines
 
 
@@ -184,8 +186,8 @@ def page(rows: list[dict[str, Any]], refused: list[dict[str, Any]], seed: int) -
             "# How far the closed form is from the trace",
             "",
             f"{len(rows)} plans sampled with seed {seed}, each traced at full depth under {packages}:",
-            "peak allocated of the closed form against the trace's. Nothing here was measured on a GPU; the trace itself",
-            "is held against real execution and against published measurements in `tests/memory/`.",
+            "peak allocated of the closed form against the trace's. Nothing here was measured on a GPU; the trace",
+            "itself is held against real execution and against published measurements in `tests/memory/`.",
             "",
             "    python tests/benchmarks/accuracy.py --plans 500 --write docs/accuracy.md",
             "",
