@@ -2,8 +2,8 @@
 
     python tests/benchmarks/trace_cost.py [--runs 3]
 
-Each case runs in a process of its own, all cases in turn, so that a noisy minute falls on all of them alike. The issue's
-limits on two cores: Phi-3-mini within 10 s and 1 GiB, Phi-3-medium within 15 s.
+Each case runs in a process of its own, all cases in turn, so that a noisy minute falls on all of them alike. The limits
+on two cores: Phi-3-mini within 10 s and 1 GiB, Phi-3-medium within 15 s.
 """
 
 from __future__ import annotations
