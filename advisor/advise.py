@@ -16,7 +16,7 @@ from advisor.plan import ITEMSIZE, METHODS, Attention, Method, Plan
 from advisor.profiles import ModelProfile, default_plan, gpu_ladder
 from advisor.search import any_fits, search, smallest_plan
 from advisor.speed import Speed, estimate_speed
-from advisor.units import gib, short_count
+from advisor.units import exact_size, gib, short_count
 
 Prefer = Literal["quality", "balanced", "speed", "memory"]
 Tier = Literal["estimate", "trace", "probe"]
@@ -364,9 +364,9 @@ def _gpu_options(gpu: Gpu) -> dict[str, str]:
         return {"--device": str(gpu.index)} if gpu.index else {}
     options = {"--gpu": gpu.profile.name} if gpu.profile else {}
     if gpu.profile is None or gpu.total_bytes != gpu.profile.usable_bytes:
-        options["--vram"] = f"{gpu.total_bytes}B"
+        options["--vram"] = exact_size(gpu.total_bytes)
     if gpu.free_bytes is not None:
-        options["--free"] = f"{gpu.free_bytes}B"
+        options["--free"] = exact_size(gpu.free_bytes)
     return options
 
 

@@ -47,6 +47,14 @@ def size(size_bytes: int) -> str:
     return f"{size_bytes} B"
 
 
+def exact_size(size_bytes: int) -> str:
+    """What `parse_size` reads back as the same number: `4294967296` → `"4GiB"`, `1000` → `"1000B"`."""
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if size_bytes and size_bytes % unit == 0:
+            return f"{size_bytes // unit}{name}"
+    return f"{size_bytes}B"
+
+
 def parse_size(text: str) -> int:
     """`"12GiB"`, `"12288MiB"`, `"12"` (GiB) or `"12GB"` (10⁹) → bytes.
 

@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 
 from advisor.errors import InputError, shown
-from advisor.units import GIB, LARGEST_SIZE_BYTES, MIB, count, duration, gib, parse_count, parse_size, short_count, size
+from advisor.units import (
+    GIB,
+    LARGEST_SIZE_BYTES,
+    MIB,
+    count,
+    duration,
+    exact_size,
+    gib,
+    parse_count,
+    parse_size,
+    short_count,
+    size,
+)
 
 
 @pytest.mark.parametrize(
@@ -122,3 +134,9 @@ def test_a_value_of_any_size_can_be_shown() -> None:
     assert shown(16) == "16"
     assert "int" in shown(10**5000)
     assert "list" in shown(nested)
+
+
+@pytest.mark.parametrize(("size_bytes", "text"), [(4 * GIB, "4GiB"), (1536 * MIB, "1536MiB"), (1000, "1000B")])
+def test_an_exact_size_reads_back_as_the_same_number(size_bytes: int, text: str) -> None:
+    assert exact_size(size_bytes) == text
+    assert parse_size(text) == size_bytes
