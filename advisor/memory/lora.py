@@ -18,8 +18,9 @@ _OUTSIDE = ("lm_head", "model.embed_tokens")
 """Modules that PEFT would adapt and this project does not: the output head and the embedding."""
 
 _CONTAINERS = ("model.layers", "model.norm", "model.rotary_emb", "model")
-_LAYER_PARTS = ("", ".self_attn", ".mlp", ".input_layernorm", ".post_attention_layernorm")
-"""What else has a name inside a layer; PEFT refuses a target that matches one of them."""
+_FUSED_PARTS = ("mlp.activation_fn", "resid_attn_dropout", "resid_mlp_dropout")
+_SEPARATE_PARTS = ("mlp.act_fn",)
+"""What has a name inside a layer and no parameters (transformers models/phi3 and models/llama)."""
 
 
 def adapted_names(plan: Plan, arch: Architecture) -> frozenset[str]:
@@ -45,19 +46,26 @@ def match_targets(plan: Plan, arch: Architecture) -> tuple[frozenset[str], tuple
     if plan.lora is None:
         return frozenset(), ()
     targets = plan.lora.target_modules
-    return _match(targets, arch.linears, arch.layers, arch.model_type, arch.family.fused)
+    linears = {linear.path for linear in arch.linears}
+    named = tuple(path for path in arch.layer_modules if path not in linears)
+    others = ("self_attn", "mlp", *named, *(_FUSED_PARTS if arch.family.fused else _SEPARATE_PARTS))
+    return _match(targets, arch.linears, others, arch.layers, arch.model_type)
 
 
 @lru_cache(maxsize=256)
 def _match(
-    targets: str | tuple[str, ...], linears: tuple[Linear, ...], layers: int, model_type: str, fused: bool
+    targets: str | tuple[str, ...],
+    linears: tuple[Linear, ...],
+    others: tuple[str, ...],
+    layers: int,
+    model_type: str,
 ) -> tuple[frozenset[str], tuple[str, ...]]:
     if isinstance(targets, str):
         if targets.lower() == "all-linear":
             return frozenset(linear.name for linear in linears), ()
-        found = {targets: _matched_by(_expression(targets), linears, layers)}
+        found = {targets: _matched_by(_expression(targets), linears, others, layers)}
     else:
-        found = {target: _matched_by(_suffix(target), linears, layers) for target in targets}
+        found = {target: _matched_by(_suffix(target), linears, others, layers) for target in targets}
     matched = frozenset(name for names in found.values() for name in names)
     unmatched = tuple(target for target, names in found.items() if not names)
     if not matched:
@@ -66,7 +74,11 @@ def _match(
             _FIELD,
             f"no module is called {names[:120]}",
             why=f"{model_type} has {', '.join(sorted(linear.name for linear in linears))}"
-            + (": queries, keys and values are one module, so are gate and up." if fused else "."),
+            + (
+                ": queries, keys and values are one module, so are gate and up."
+                if any(linear.name == "qkv_proj" for linear in linears)
+                else "."
+            ),
             hint='Name some of these, or write "all-linear".'
             + (" A plain string is a regular expression for the whole path." if isinstance(targets, str) else ""),
         )
@@ -90,7 +102,9 @@ def _suffix(target: str) -> Callable[[str], bool]:
     return lambda path: path == target or path.endswith(f".{target}")
 
 
-def _matched_by(matches: Callable[[str], bool], linears: tuple[Linear, ...], layers: int) -> frozenset[str]:
+def _matched_by(
+    matches: Callable[[str], bool], linears: tuple[Linear, ...], others: tuple[str, ...], layers: int
+) -> frozenset[str]:
     """Names of the modules that match, in every layer.
 
     Raises:
@@ -99,7 +113,7 @@ def _matched_by(matches: Callable[[str], bool], linears: tuple[Linear, ...], lay
     for path in _OUTSIDE:
         if matches(path):
             _refuse(path, "adapters on the output head or the embedding are not modelled", "Leave it out of the list.")
-    parts = [f"model.layers.0{part}" for part in _LAYER_PARTS]
+    parts = ("model.layers.0", *(f"model.layers.0.{part}" for part in others))
     for path in (*_CONTAINERS, *parts):
         if matches(path):
             _refuse(path, "it is not a linear module, and PEFT refuses it", "Name linear modules only.")
