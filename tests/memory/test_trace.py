@@ -209,3 +209,25 @@ def test_what_cannot_be_traced_is_named() -> None:
 def test_importing_the_trace_does_not_import_torch() -> None:
     code = "import sys, advisor.memory.trace; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_single_full_sequence_is_neither_padded_nor_packed() -> None:
+    fields = {"model": "tiny", "method": "lora", "lora": {"rank": 4}, "micro_batch": 1, "seq_len": 64}
+    config = {
+        "model_type": "llama",
+        "vocab_size": 256,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+
+    def step_bytes(**more: object) -> int:
+        return trace(plan_from_fields({**fields, **more}), config, capability=(8, 0)).step_bytes
+
+    # One sequence is as long as the longest, so a collator that pads to the longest adds nothing to it.
+    mask = 3 * 512
+    assert step_bytes(padding="longest") - step_bytes() <= mask
+    # Read as packed, each of the 64 tokens would be a sequence with 128 rows of accumulators of its own.
+    assert step_bytes(attention="flash_attention_2") == pytest.approx(step_bytes(), rel=0.01)

@@ -28,7 +28,7 @@ def record(
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Event], BuiltModel]:
     """Every allocation in order, and the model that made them: loading, `steps` steps, evaluation, saving."""
-    tracker = Tracker("meta", hardware, padded=plan.padding == "longest", tokens=plan.seq_len)
+    tracker = Tracker("meta", hardware, padded=plan.padding == "longest" and plan.micro_batch > 1, tokens=plan.seq_len)
     import_bitsandbytes()
     skeleton = build_skeleton(plan, architecture)
     progress("loading")

@@ -141,7 +141,10 @@ class Tracker(TorchDispatchMode):
     def _answer(self, tensor: torch.Tensor) -> Any:
         """The value of a tensor that has none."""
         if tensor.dtype == torch.bool:
-            return not self._padded
+            # A number turned into a truth value asks whether positions restart, as packed sequences' do
+            # (transformers/modeling_flash_attention_utils.py, _is_packed_sequence); `all` asks about the mask.
+            restarts = self.places.operation.startswith("aten._to_copy")
+            return not restarts and not self._padded
         if tensor.is_floating_point():
             # A gradient scaler asks how many gradients are not finite.
             return 0.0 if self.places.phase == "optimizer step" else 1.0
