@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from advisor.errors import PlanError, shown
+from advisor.hyperparameters import DEFAULT_HYPERPARAMETERS, Hyperparameters
+from advisor.plan_checks import check_bool, check_choice, check_int, check_text
 
 Method = Literal["full", "lora", "qlora"]
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -30,15 +32,6 @@ Optimizer = Literal[
 METHODS: tuple[Method, ...] = get_args(Method)
 ITEMSIZE: Mapping[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 """Bytes an element."""
-
-_LARGEST = {
-    "micro_batch": 2**16,
-    "gradient_accumulation": 2**20,
-    "seq_len": 2**22,
-    "rank": 2**14,
-    "alpha": 2**20,
-}
-_LONGEST_NAME = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +55,8 @@ class Quantization:
                 why="QLoRA is defined on 4-bit weights, and that is what the trainer builds.",
                 hint='Write bits = 4, or method = "lora" for unquantised weights.',
             )
-        _check_choice("quantization.type", self.type, get_args(QuantizationType))
-        _check_bool("quantization.double", self.double)
+        check_choice("quantization.type", self.type, get_args(QuantizationType))
+        check_bool("quantization.double", self.double)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +76,8 @@ class LoraSettings:
     """"all-linear" (every Linear but the output head), or names of Linear modules."""
 
     def __post_init__(self) -> None:
-        _check_int("lora.rank", self.rank)
-        _check_int("lora.alpha", self.alpha)
+        check_int("lora.rank", self.rank)
+        check_int("lora.alpha", self.alpha)
         dropout = self.dropout
         if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
             raise PlanError(
@@ -98,7 +91,7 @@ class LoraSettings:
                 hint='Write target_modules = "all-linear", or a list such as ["qkv_proj", "o_proj"].',
             )
         for target in targets:
-            _check_text("lora.target_modules", target)
+            check_text("lora.target_modules", target)
         if not targets or len(targets) > 256:
             raise PlanError(
                 "lora.target_modules",
@@ -159,26 +152,37 @@ class Plan:
     hold_outputs: bool = False
     """The caller keeps the logits through backward, as many hand-written loops do."""
 
+    packing: bool = False
+    """Rows are several samples end to end: positions restart, and attention stays inside a sample."""
+
+    optimizer_in_backward: bool = False
+    """Step each parameter as its gradient arrives, so gradients never stand all at once; full fine-tuning only."""
+
+    training: Hyperparameters = DEFAULT_HYPERPARAMETERS
+    """What the result depends on and the memory does not."""
+
     gpu: str | None = None
     """The GPU profile whose kernels and context apply; None is the detected GPU."""
 
     def __post_init__(self) -> None:
-        _check_text("model", self.model)
+        check_text("model", self.model)
         if self.gpu is not None:
-            _check_text("gpu", self.gpu)
+            check_text("gpu", self.gpu)
         for name, choices in _CHOICES.items():
-            _check_choice(name, getattr(self, name), choices)
+            check_choice(name, getattr(self, name), choices)
         for name in ("micro_batch", "gradient_accumulation", "seq_len"):
-            _check_int(name, getattr(self, name))
-        for name in ("upcast_frozen", "gradient_checkpointing", "hold_outputs"):
-            _check_bool(name, getattr(self, name))
+            check_int(name, getattr(self, name))
+        for name in ("upcast_frozen", "gradient_checkpointing", "hold_outputs", "packing", "optimizer_in_backward"):
+            check_bool(name, getattr(self, name))
         for name, kind in _TABLES.items():
-            if not isinstance(getattr(self, name), (kind, type(None))):
+            allowed = (kind,) if name == "training" else (kind, type(None))
+            if not isinstance(getattr(self, name), allowed):
                 raise PlanError(
                     name, f"{shown(getattr(self, name))} is not a table", hint="Leave it out, or give its settings."
                 )
         _check_method(self)
         _check_precision(self)
+        _check_combinations(self)
 
     @property
     def tokens(self) -> int:
@@ -202,30 +206,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-_TABLES: dict[str, type[Any]] = {"quantization": Quantization, "lora": LoraSettings}
-
-
-def _check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise PlanError(field, f"{shown(value)} is not one of {', '.join(choices)}", hint=f"Write {choices[0]}, say.")
-
-
-def _check_int(field: str, value: object) -> None:
-    largest = _LARGEST[field.rpartition(".")[2]]
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-        raise PlanError(
-            field, f"{shown(value)} is not a whole number from 1 to {largest:,}", hint="Write a number in that range."
-        )
-
-
-def _check_bool(field: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise PlanError(field, f"{shown(value)} is neither true nor false", hint="Write true or false, without quotes.")
-
-
-def _check_text(field: str, value: object) -> None:
-    if not isinstance(value, str) or not value.strip() or len(value) > _LONGEST_NAME or "\0" in value:
-        raise PlanError(field, f"{shown(value)} is not a name", hint="Write a short text in quotes.")
+_TABLES: dict[str, type[Any]] = {"quantization": Quantization, "lora": LoraSettings, "training": Hyperparameters}
 
 
 def _check_method(plan: Plan) -> None:
@@ -279,6 +260,28 @@ def _check_precision(plan: Plan) -> None:
         )
 
 
+def _check_combinations(plan: Plan) -> None:
+    """Ways of stepping and batching that exclude each other."""
+    if plan.packing and plan.padding != "none":
+        raise PlanError(
+            "packing", "packed rows are full, so nothing is padded", hint='Write padding = "none", or packing = false.'
+        )
+    if not plan.optimizer_in_backward:
+        return
+    refusals = {
+        "only full fine-tuning has gradients that are worth it": plan.method != "full",
+        "gradients are gone before a second micro-batch could add to them": plan.gradient_accumulation > 1,
+        "gradient scaling has to see all gradients before it steps": plan.autocast == "float16",
+    }
+    for why, broken in refusals.items():
+        if broken:
+            raise PlanError(
+                "optimizer_in_backward",
+                why,
+                hint="Write optimizer_in_backward = false, or method = full, gradient_accumulation = 1 and bfloat16.",
+            )
+
+
 def plan_from_fields(values: Mapping[str, Any], base: Plan | None = None) -> Plan:
     """A plan from the plain values of a plan file; what it leaves out comes from `base`.
 
@@ -303,7 +306,7 @@ _EXAMPLE = {"model": 'model = "phi-3-mini-4k"', "method": 'method = "qlora"'}
 
 
 def _table(name: str, value: object, kind: type[Any], inherited: Any) -> Any:
-    if value is None:
+    if value is None and name != "training":
         return None
     if not isinstance(value, Mapping):
         raise PlanError(name, f"{shown(value)} is not a table", hint=f"Write {name} = {{ ... }}.")
@@ -333,7 +336,7 @@ def plan_to_fields(plan: Plan) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for field in fields(Plan):
         value = getattr(plan, field.name)
-        if isinstance(value, (Quantization, LoraSettings)):
+        if isinstance(value, (Quantization, LoraSettings, Hyperparameters)):
             value = {inner.name: getattr(value, inner.name) for inner in fields(value)}
             if isinstance(value.get("target_modules"), tuple):
                 value["target_modules"] = list(value["target_modules"])
@@ -347,6 +350,7 @@ __all__ = [
     "Attention",
     "Autocast",
     "Dtype",
+    "Hyperparameters",
     "LoraSettings",
     "Loss",
     "Method",

@@ -40,3 +40,19 @@ def nvml(nvml_library: Path) -> Callable[[str], dict[str, str]]:
         return {**inherited, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, paths)), "NVML_STUB_CASE": case}
 
     return environment
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small Phi-3 and its real tokenizer; read only."""
+    from small_model import make_small_model
+
+    return make_small_model(tmp_path_factory.mktemp("model") / "small-phi3")
+
+
+@pytest.fixture(scope="session")
+def small_grouped_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with two key-value heads for four query heads."""
+    from small_model import make_small_model
+
+    return make_small_model(tmp_path_factory.mktemp("model") / "small-phi3-grouped", kv_heads=2)

@@ -281,3 +281,48 @@ def test_a_plan_that_cannot_be_written_leaves_no_file(tmp_path: Path) -> None:
     assert not path.exists()
     with pytest.raises(InputError):
         save_plan_file(default_plan("full", model="phi-4"), str(tmp_path / "no such folder" / "plan.toml"))
+
+
+def test_optimizer_in_backward_needs_every_gradient_to_be_final() -> None:
+    plan_from_fields(FULL_BFLOAT16 | {"optimizer_in_backward": True})
+    for field, value in [("gradient_accumulation", 2), ("autocast", "float16")]:
+        with pytest.raises(PlanError, match="optimizer_in_backward"):
+            plan_from_fields(FULL_BFLOAT16 | {"dtype": "float32", "optimizer_in_backward": True, field: value})
+    with pytest.raises(PlanError, match="only full fine-tuning"):
+        plan_from_fields({"model": "m", "method": "lora", "lora": {}, "optimizer_in_backward": True})
+
+
+def test_packed_rows_are_not_padded() -> None:
+    with pytest.raises(PlanError, match="packing"):
+        plan_from_fields(FULL_BFLOAT16 | {"packing": True, "padding": "longest"})
+
+
+def test_hyperparameters_are_a_table_of_the_plan() -> None:
+    plan = plan_from_fields(FULL_BFLOAT16 | {"training": {"epochs": 3, "learning_rate": 1e-5}})
+    assert (plan.training.epochs, plan.training.learning_rate, plan.training.seed) == (3, 1e-5, 42)
+    assert plan_from_fields(plan_to_fields(plan)) == plan
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("learning_rate", 0),
+        ("learning_rate", float("nan")),
+        ("schedule", "exponential"),
+        ("warmup", 1.5),
+        ("epochs", 0),
+        ("max_steps", 0),
+        ("validation", 0.9),
+        ("seed", -1),
+        ("seed", 1.5),
+        ("seed", True),
+        ("compile", "yes"),
+    ],
+)
+def test_a_bad_hyperparameter_is_named(field: str, value: object) -> None:
+    with pytest.raises(PlanError, match=f"training.{field}"):
+        plan_from_fields(FULL_BFLOAT16 | {"training": {field: value}})
+    plan_from_fields(FULL_BFLOAT16 | {"training": {"seed": 0}})
+
+
+FULL_BFLOAT16 = {"model": "m", "method": "full", "dtype": "bfloat16"}

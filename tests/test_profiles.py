@@ -201,6 +201,17 @@ COOKBOOK_LORA = {
     "dropout": 0.05,
     "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
 }
+UNSAID_TRAINING = {
+    "learning_rate": None,
+    "schedule": "cosine",
+    "warmup": 0.03,
+    "weight_decay": 0.0,
+    "epochs": 1.0,
+    "max_steps": None,
+    "validation": 0.05,
+    "seed": 42,
+    "compile": False,
+}
 COOKBOOK = {
     "cookbook-full": {
         "model": "phi-3-mini-4k",
@@ -219,6 +230,9 @@ COOKBOOK = {
         "attention": "eager",
         "loss": "standard",
         "hold_outputs": False,
+        "packing": False,
+        "optimizer_in_backward": False,
+        "training": UNSAID_TRAINING,
         "gpu": None,
     },
     "cookbook-lora": {
@@ -238,6 +252,9 @@ COOKBOOK = {
         "attention": "flash_attention_2",
         "loss": "standard",
         "hold_outputs": False,
+        "packing": False,
+        "optimizer_in_backward": False,
+        "training": UNSAID_TRAINING,
         "gpu": None,
     },
 }
