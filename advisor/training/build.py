@@ -6,20 +6,20 @@ On "meta" nothing has storage; elsewhere weights are random, in the storage form
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from advisor.errors import InputError, PlanError, UnsupportedError
 from advisor.plan import LoraSettings, Plan, Quantization
 from advisor.training.loss import chunk_loss
+from advisor.training.optimizer import build_optimizer
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 _INITIAL_STD = 0.02
-_NOT_DECAYED = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,40 +310,12 @@ def enable_checkpointing(model: Any) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
 
 
-def build_optimizer(plan: Plan, model: Any) -> torch.optim.Optimizer:
-    """The optimizer of `plan` over the trainable parameters, in Trainer's two groups.
-
-    Source: transformers' Trainer.create_optimizer and trainer_optimizer.py.
-    """
-    import torch
-
-    groups = parameter_groups(model)
-    makers: Mapping[str, Callable[[], torch.optim.Optimizer]] = {
-        "adamw_torch": lambda: torch.optim.AdamW(groups, lr=1e-4),
-        "adamw_torch_fused": lambda: torch.optim.AdamW(groups, lr=1e-4, fused=True),
-        "adamw_bnb_8bit": lambda: _bitsandbytes_adamw(groups, bits=8, paged=False),
-        "adamw_8bit": lambda: _bitsandbytes_adamw(groups, bits=8, paged=False),
-        "paged_adamw_32bit": lambda: _bitsandbytes_adamw(groups, bits=32, paged=True),
-        "paged_adamw_8bit": lambda: _bitsandbytes_adamw(groups, bits=8, paged=True),
-    }
-    return makers[plan.optimizer]()
-
-
-def parameter_groups(model: Any) -> list[dict[str, Any]]:
-    """Parameters with and without weight decay, as Trainer groups them."""
-    from torch import nn
-    from transformers.trainer_pt_utils import get_parameter_names
-
-    decayed = set(get_parameter_names(model, [nn.LayerNorm], list(_NOT_DECAYED)))
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    return [
-        {"params": [p for name, p in trained if name in decayed], "weight_decay": 0.0},
-        {"params": [p for name, p in trained if name not in decayed], "weight_decay": 0.0},
-    ]
-
-
-def _bitsandbytes_adamw(groups: list[dict[str, Any]], *, bits: int, paged: bool) -> torch.optim.Optimizer:
-    from bitsandbytes.optim.adamw import AdamW
-
-    optimizer: torch.optim.Optimizer = AdamW(groups, lr=1e-4, optim_bits=bits, is_paged=paged)
-    return optimizer
+__all__ = [
+    "BuiltModel",
+    "build_config",
+    "build_model",
+    "build_optimizer",
+    "build_skeleton",
+    "enable_checkpointing",
+    "fill_model",
+]

@@ -41,6 +41,9 @@ class StepSettings:
     scales_gradients: bool = False
     """Scale the loss so that float16 gradients do not vanish, as mixed precision in float16 does."""
 
+    clips_gradients: bool = True
+    """Bound the norm of all gradients; they no longer stand where backward steps the parameters."""
+
 
 def settings_of(plan: Plan) -> StepSettings:
     """The step of a plan; one that holds its outputs is a hand-written loop and takes the mean."""
@@ -49,6 +52,7 @@ def settings_of(plan: Plan) -> StepSettings:
         accumulation=plan.gradient_accumulation,
         counts_tokens=not plan.hold_outputs,
         scales_gradients=plan.autocast == "float16",
+        clips_gradients=not plan.optimizer_in_backward,
     )
 
 
@@ -122,8 +126,9 @@ class Step:
         self._observe("optimizer step")
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
-        parameters = [p for p in self._model.parameters() if p.grad is not None]
-        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+        if self._settings.clips_gradients:
+            parameters = [p for p in self._model.parameters() if p.grad is not None]
+            torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
         if self._scaler is None:
             self._optimizer.step()
         else:
