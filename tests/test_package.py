@@ -19,8 +19,8 @@ from packaging.utils import canonicalize_name
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROFILES = {
     path.relative_to(REPOSITORY / "profiles").as_posix()
-    for kind in ("models", "gpus", "recipes")
-    for path in (REPOSITORY / "profiles" / kind).glob("*.toml")
+    for kind in ("models", "gpus", "recipes", "datasets")
+    for path in (REPOSITORY / "profiles" / kind).iterdir()
 }
 
 # The wheels are built once, by the one worker that runs this group.
@@ -118,6 +118,13 @@ def test_profiles_are_found_from_another_directory(installed: Installed) -> None
         installed.python, "-c", "from advisor.profiles import profile_folder; print(profile_folder('gpus'))"
     )
     assert Path(found.strip()) == installed.profiles / "gpus"
+
+
+def test_the_data_set_is_found_from_another_directory(installed: Installed) -> None:
+    find = "from advisor.shipped_data import shipped_dataset; print(shipped_dataset('phi3-advise-qa'))"
+    found = Path(installed.run(installed.python, "-c", find).strip())
+    assert found == installed.profiles / "datasets" / "phi3-advise-qa.jsonl"
+    assert found.is_file()
 
 
 @pytest.mark.parametrize("program", ["script", "module"])
