@@ -10,27 +10,26 @@ from rich.table import Table
 from rich.text import Text
 
 from advisor.report.terminal.bars import LEGEND, fit_style, memory_bar
-from advisor.report.terminal.subject import METHOD_NAMES, print_gpu, print_model, settings
-from advisor.report.terminal.text import (
+from advisor.report.terminal.subject import print_gpu, print_model
+from advisor.report.terminal.text import line_width, plain_table, print_command, print_paragraph, print_warnings
+from advisor.report.words import (
+    EASE,
+    METHOD_NAMES,
+    QUALITY,
+    SHIPPED,
+    TRAINED,
+    basis_of,
     ended,
-    line_width,
-    plain_table,
-    print_command,
-    print_paragraph,
-    print_warnings,
+    request_facts,
     sentence,
+    settings,
+    speed_words,
 )
-from advisor.units import duration, gib, short_count, size
+from advisor.units import gib, short_count, size
 
 if TYPE_CHECKING:  # this screen loads no more of the rest than its own values did
-    from advisor.advise import Advice, MethodAdvice, Request
+    from advisor.advise import Advice, MethodAdvice
     from advisor.fit import Fit
-    from advisor.plan import Method
-
-_TRAINED: dict[Method, str] = {"full": "every weight", "lora": "low-rank matrices", "qlora": "low-rank, 4-bit base"}
-_QUALITY: dict[Method, str] = {"full": "best", "lora": "nearly the same", "qlora": "may lose a little"}
-_EASE: dict[Method, str] = {"full": "hard: needs resources", "lora": "easy", "qlora": "very easy"}
-_SHIPPED: dict[Method, str] = {"full": "whole model", "lora": "adapter", "qlora": "adapter"}
 
 WIDE = 100
 """Columns from which the table shows more."""
@@ -42,7 +41,7 @@ _GAP = 2
 def render_advice(advice: Advice, console: Console) -> None:
     """The GPU's lines, the comparison, the recommendation, what else to know, and what all this rests on."""
     print_gpu(advice.gpu, console)
-    print_model(advice.model, console, *_asked(advice.request))
+    print_model(advice.model, console, *request_facts(advice.request))
     console.print()
     console.print(_comparison(advice, line_width(console)))
     print_paragraph(console, LEGEND, style="dim")
@@ -52,12 +51,7 @@ def render_advice(advice: Advice, console: Console) -> None:
         console.print()
         print_warnings(advice.warnings, console)
     console.print()
-    print_paragraph(console, _footer(advice), style="dim")
-
-
-def _asked(request: Request) -> tuple[str, ...]:
-    asked = (f"sequences of {request.seq_len:,} tokens", f"effective batch {request.effective_batch:,}")
-    return (*asked, f"{short_count(request.tokens)} tokens in all") if request.tokens else asked
+    print_paragraph(console, basis_of(advice), style="dim")
 
 
 def _comparison(advice: Advice, width: int) -> Table:
@@ -71,7 +65,7 @@ def _comparison(advice: Advice, width: int) -> Table:
 
     add("", (Text(METHOD_NAMES[part.method], style="bold") for part in parts))
     add("─" * _LABEL_WIDTH, (_rule(cell, recommended=part.method == advice.recommended) for part in parts))
-    add("trained", (_TRAINED[part.method] for part in parts))
+    add("trained", (TRAINED[part.method] for part in parts))
     add("", (f"{short_count(part.memory.parameters.trainable)} parameters" for part in parts))
     add("fits?", (_verdict(part.fit) for part in parts))
     if any(part.tier == "trace" for part in parts):
@@ -81,10 +75,10 @@ def _comparison(advice: Advice, width: int) -> Table:
     for label, cells in _memory_rows(parts, wide=width >= WIDE):
         add(label, cells)
     add("settings", ("\n".join(settings(part.plan)) for part in parts))
-    add("compute\n(estimate)", map(_compute, parts))
-    add("quality", (_QUALITY[part.method] for part in parts))
-    add("ease", (_EASE[part.method] for part in parts))
-    add("you ship", (f"{size(part.saved_bytes)} {_SHIPPED[part.method]}" for part in parts))
+    add("compute\n(estimate)", map(speed_words, parts))
+    add("quality", (QUALITY[part.method] for part in parts))
+    add("ease", (EASE[part.method] for part in parts))
+    add("you ship", (f"{size(part.saved_bytes)} {SHIPPED[part.method]}" for part in parts))
     return table
 
 
@@ -119,15 +113,6 @@ def _memory_rows(parts: Sequence[MethodAdvice], *, wide: bool) -> list[tuple[str
     return rows
 
 
-def _compute(part: MethodAdvice) -> str:
-    if not part.fits:
-        return "–"
-    if part.speed is None:
-        return "not known"
-    said = [f"{duration(part.speed.step_seconds)} a step", f"{part.speed.tokens_per_second:,.0f} tokens/s"]
-    return "\n".join(said if part.run_seconds is None else [*said, f"{duration(part.run_seconds)} for the run"])
-
-
 def _print_recommendation(advice: Advice, console: Console) -> None:
     if advice.recommended is None:
         console.print(Text("Nothing fits", style="bold red"))
@@ -146,23 +131,3 @@ def _print_recommendation(advice: Advice, console: Console) -> None:
     print_command(console, advice.next_command)
     if advice.proof_command:
         print_command(console, advice.proof_command)
-
-
-def _footer(advice: Advice) -> str:
-    basis = next((part.speed.basis for part in advice.methods if part.speed), None)
-    said = f"{_tiers(advice.methods)} Nothing was measured on this GPU."
-    return f"{said} Speed assumes {basis}." if basis else said
-
-
-def _tiers(parts: Sequence[MethodAdvice]) -> str:
-    """Which number is of which tier."""
-    traced = [METHOD_NAMES[part.method] for part in parts if part.tier == "trace"]
-    if not traced:
-        return "Tier: estimate, in closed form."
-    said = "the installed code run on tensors without storage"
-    rest = [METHOD_NAMES[part.method] for part in parts if part.tier != "trace"]
-    return (
-        f"Tier: trace ({said}) for {' and '.join(traced)}; estimate for {' and '.join(rest)}."
-        if rest
-        else f"Tier: trace ({said})."
-    )

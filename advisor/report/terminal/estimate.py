@@ -9,7 +9,8 @@ from rich.text import Text
 
 from advisor.report.terminal.bars import LEGEND, fit_style, memory_bar, share_bar
 from advisor.report.terminal.subject import print_gpu, print_model, print_plan
-from advisor.report.terminal.text import clean, line_width, plain_table, print_paragraph, print_warnings, sentence
+from advisor.report.terminal.text import line_width, plain_table, print_paragraph, print_warnings
+from advisor.report.words import clean, sentence
 from advisor.units import GIB, count, gib, size
 
 if TYPE_CHECKING:  # this screen loads no more of the rest than its own values did

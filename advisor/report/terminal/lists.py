@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from advisor.report.terminal.subject import METHOD_NAMES, print_model
-from advisor.report.terminal.text import clean, print_paragraph
+from advisor.report.terminal.subject import print_model
+from advisor.report.terminal.text import print_paragraph
+from advisor.report.words import METHOD_NAMES, clean
 from advisor.units import gib, short_count
 
 if TYPE_CHECKING:  # this screen loads no more of the rest than its own values did

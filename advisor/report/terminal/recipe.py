@@ -8,7 +8,8 @@ from rich.console import Console
 
 from advisor.report.terminal.estimate import print_fit
 from advisor.report.terminal.subject import print_gpu, print_model, print_plan
-from advisor.report.terminal.text import joined, print_paragraph, print_warnings, sentence
+from advisor.report.terminal.text import joined, print_paragraph, print_warnings
+from advisor.report.words import sentence
 from advisor.units import duration, gib
 
 if TYPE_CHECKING:  # this screen loads no more of the rest than its own values did

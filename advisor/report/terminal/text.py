@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from advisor.report.words import clean
+
 WIDEST = 120
 """Columns beyond which lines are no easier to read."""
 
@@ -20,25 +22,10 @@ def line_width(console: Console) -> int:
     return min(console.width, WIDEST)
 
 
-def clean(text: str) -> str:
-    """Text from files and drivers without what a terminal would obey."""
-    return "".join(c if c.isprintable() or c == _NO_BREAK else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
 def joined(*facts: str) -> str:
     """Facts side by side; a short one is not broken, and the dot stays at the end of its line."""
     whole = (fact.replace(" ", _NO_BREAK) if len(fact) <= _SHORT_FACT else fact for fact in facts)
     return f"{_NO_BREAK}· ".join(whole)
-
-
-def ended(text: str) -> str:
-    """`"it fits"` → `"it fits."`."""
-    return text if text.endswith((".", "!", "?")) else text + "."
-
-
-def sentence(text: str) -> str:
-    """`"it fits"` → `"It fits."`."""
-    return ended(text[:1].upper() + text[1:])
 
 
 def print_paragraph(

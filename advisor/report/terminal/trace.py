@@ -9,12 +9,13 @@ from rich.text import Text
 
 from advisor.report.terminal.estimate import parameters_row, print_fit, print_sizes, print_totals, process_rows
 from advisor.report.terminal.subject import print_gpu, print_plan
-from advisor.report.terminal.text import clean, joined, print_paragraph, print_warnings
+from advisor.report.terminal.text import joined, print_paragraph, print_warnings
+from advisor.report.words import clean, closed_form_words, replayed_words, short_operation
 from advisor.units import gib, short_count, size
 
 if TYPE_CHECKING:  # this screen loads no more of the rest than its own values did
     from advisor.report.tensors import TensorRow
-    from advisor.traced import Survival, TracedPlan
+    from advisor.traced import TracedPlan
 
 SHOWN_MODULES = 10
 SHOWN_TENSORS = 10
@@ -55,19 +56,10 @@ def _peaks(traced: TracedPlan) -> list[tuple[str, str]]:
     ]
     return [
         ("peak allocated", f"{gib(memory.allocated_bytes)} at {memory.at}"),
-        ("closed form says", _closed_form(traced)),
+        ("closed form says", closed_form_words(traced)),
         ("peak reserved", ", ".join(modes if traced.expandable else reversed(modes))),
         ("while loading", f"{gib(run.loading_bytes)} allocated"),
     ]
-
-
-def _closed_form(traced: TracedPlan) -> str:
-    if traced.closed_form is None:
-        return f"nothing: {traced.unknown_to_closed_form}"
-    said, difference = traced.closed_form.allocated_bytes, traced.closed_form_error_bytes
-    sign = "−" if difference < 0 else "+"
-    share = abs(difference) / traced.memory.allocated_bytes
-    return f"{gib(said)}: {sign}{size(abs(difference))} ({sign}{share:.2%})"
 
 
 def _print_verdict(traced: TracedPlan, console: Console) -> None:
@@ -76,18 +68,8 @@ def _print_verdict(traced: TracedPlan, console: Console) -> None:
     from advisor.fit import explain_fit
 
     print_fit(traced.fit, explain_fit(traced.fit, traced.memory.at), console)
-    label, said = f"Replayed in {gib(traced.survival.room_bytes)}: ", _replayed(traced.survival)
+    label, said = f"Replayed in {gib(traced.survival.room_bytes)}: ", replayed_words(traced.survival)
     print_paragraph(console, said, label=label, indent="  ")
-
-
-def _replayed(survival: Survival) -> str:
-    """What happens where the GPU has no more than this left for tensors."""
-    if survival.failed_at is not None:
-        asked, left = size(survival.requested_bytes), size(survival.left_bytes)
-        return f"out of memory at {survival.failed_at}: {asked} asked for, {left} left."
-    if survival.released_bytes:
-        return f"every request is met, after {size(survival.released_bytes)} of cached segments is released."
-    return "every request is met."
 
 
 def _print_tensors(rows: list[TensorRow], console: Console) -> None:
@@ -103,11 +85,5 @@ def _print_tensors(rows: list[TensorRow], console: Console) -> None:
         print_paragraph(
             console, joined(f"{size(row.total_bytes):>12}", number, f"{kind.dtype} {shape}", kind.component)
         )
-        whose = joined(clean(without_wrapper(row.module)) or "no module", clean(_short(kind.operation)))
+        whose = joined(clean(without_wrapper(row.module)) or "no module", clean(short_operation(kind.operation)))
         print_paragraph(console, whose, label=" " * 14, indent=" " * 14, style="dim")
-
-
-def _short(operation: str) -> str:
-    """`"aten._log_softmax.default"` → `"_log_softmax"`."""
-    before, aten, after = operation.partition("aten.")
-    return before + after.partition(".")[0] if aten else operation

@@ -13,7 +13,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from advisor.report.terminal.text import clean, line_width, print_paragraph
+from advisor.report.terminal.text import line_width, print_paragraph
+from advisor.report.words import clean
 from advisor.units import duration, size
 
 SHORTEST_PAUSE = 10.0
