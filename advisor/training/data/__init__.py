@@ -1,0 +1,56 @@
+"""Files or hub ids → tokenised examples with loss masks, split, packed, ordered and batched.
+
+`check_rows` reads without torch, transformers or a tokenizer, so that a preflight can afford it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from advisor.training.data.rows import BadRow, BadRows, Place
+from advisor.training.data.samples import FORMATS, Format
+from advisor.training.data.stream import RowStream, check_rows
+
+if TYPE_CHECKING:
+    from advisor.training.data.collate import Collator
+    from advisor.training.data.lengths import LengthSummary
+    from advisor.training.data.order import LengthSampler
+    from advisor.training.data.packing import PackingGain, packing_gain
+    from advisor.training.data.prepare import MarkedExample, PreparedData, prepare_data
+
+__all__ = [
+    "FORMATS",
+    "BadRow",
+    "BadRows",
+    "Collator",
+    "Format",
+    "LengthSampler",
+    "LengthSummary",
+    "MarkedExample",
+    "PackingGain",
+    "Place",
+    "PreparedData",
+    "RowStream",
+    "check_rows",
+    "packing_gain",
+    "prepare_data",
+]
+
+_LAZY = {
+    "Collator": "collate",
+    "LengthSampler": "order",
+    "LengthSummary": "lengths",
+    "MarkedExample": "prepare",
+    "PackingGain": "packing",
+    "PreparedData": "prepare",
+    "packing_gain": "packing",
+    "prepare_data": "prepare",
+}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name in _LAZY:
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

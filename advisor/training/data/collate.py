@@ -1,0 +1,83 @@
+"""Rows → one micro-batch, never larger than what the plan's memory was computed for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from advisor.errors import InputError
+from advisor.training.data.lengths import bucket_length
+from advisor.training.data.tokens import MASKED
+
+if TYPE_CHECKING:
+    from advisor.plan import Plan
+
+
+class Collator:
+    """Pads on the right, to one of few lengths, at most the plan's.
+
+    A causal model's tokens never see what follows them, so padding on the right needs no mask: there is one only where
+    the plan's worst case has one (`padding = "longest"`).
+
+    Packed rows carry positions that restart with each sample. From those transformers builds the block mask of sdpa
+    and eager, for every row of a batch; its flash attention looks at positions only in a batch of one, so there the
+    rows are laid end to end. Padding after the last sample counts as a sample of its own.
+    Source: transformers masking_utils.py (find_packed_sequence_indices), modeling_flash_attention_utils.py
+    (_is_packed_sequence).
+
+    Args:
+        plan: the plan that is trained.
+        pad_token_id: what rows are filled up with.
+    """
+
+    def __init__(self, plan: Plan, pad_token_id: int) -> None:
+        self._plan = plan
+        self._pad = pad_token_id
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """A batch; all tensors are int64 of shape (rows, tokens).
+
+        Raises:
+            InputError: nothing in the batch carries loss, or a row is longer than the plan's.
+        """
+        plan = self._plan
+        longest = max(len(row["input_ids"]) for row in rows)
+        if longest > plan.seq_len:
+            raise InputError(f"A row has {longest:,} tokens, and the plan's seq_len is {plan.seq_len:,}.")
+        width = bucket_length(longest, plan.seq_len)
+        labels = self._filled(rows, "labels", width, MASKED)
+        if bool((labels[:, 1:] == MASKED).all()):
+            raise InputError(
+                "All labels of a batch are masked, so nothing would be learned from it.",
+                hint="Look at which parts of the rows carry loss.",
+            )
+        batch = {"input_ids": self._filled(rows, "input_ids", width, self._pad), "labels": labels}
+        if plan.packing:
+            batch["position_ids"] = self._positions(rows, width)
+            if plan.attention == "flash_attention_2":
+                return {name: tensor.view(1, -1) for name, tensor in batch.items()}
+        elif plan.padding == "longest" and plan.micro_batch > 1:
+            batch["attention_mask"] = self._mask(rows, width)
+        return batch
+
+    def _filled(self, rows: Sequence[Mapping[str, Any]], column: str, width: int, filler: int) -> torch.Tensor:
+        filled = torch.full((len(rows), width), filler, dtype=torch.int64)
+        for row, values in enumerate(rows):
+            tokens = torch.as_tensor(values[column], dtype=torch.int64)
+            filled[row, : len(tokens)] = tokens
+        return filled
+
+    def _positions(self, rows: Sequence[Mapping[str, Any]], width: int) -> torch.Tensor:
+        """The rows' own, and positions from 0 for the padding."""
+        positions = torch.empty((len(rows), width), dtype=torch.int64)
+        for row, values in enumerate(rows):
+            own = torch.as_tensor(values["position_ids"], dtype=torch.int64)
+            positions[row, : len(own)] = own
+            positions[row, len(own) :] = torch.arange(width - len(own))
+        return positions
+
+    def _mask(self, rows: Sequence[Mapping[str, Any]], width: int) -> torch.Tensor:
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        return (torch.arange(width)[None, :] < lengths[:, None]).to(torch.int64)

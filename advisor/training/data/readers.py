@@ -1,0 +1,228 @@
+"""One reader a kind of file: each streams its rows with where they are."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from advisor.errors import InputError, shown
+from advisor.training.data.json_array import read_array
+from advisor.training.data.lines import open_bytes, read_lines
+from advisor.training.data.rows import MAX_ROW_BYTES, Place, RawRow, RowError
+from advisor.training.data.samples import FORMATS, recognise
+from advisor.training.data.source import Kind
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
+Reader = Callable[[Path, str], Iterator[RawRow]]
+
+
+def read_jsonl(path: Path, name: str) -> Iterator[RawRow]:
+    """An object a line; empty lines are nothing.
+
+    Raises:
+        InputError: it is a JSON array.
+    """
+    rows = 0
+    for number, line in read_lines(path, name):
+        if isinstance(line, str) and not line.strip():
+            continue
+        if not rows and isinstance(line, str) and line.lstrip().startswith("["):
+            raise InputError(
+                f"{name} is a JSON array, not JSON lines.",
+                why="Each line of a .jsonl file is one object.",
+                hint="Rename it to .json.",
+            )
+        rows += 1
+        place = Place(file=name, number=number)
+        yield RawRow(place, line if isinstance(line, RowError) else parse_object(line))
+
+
+def parse_object(text: str) -> Mapping[str, Any] | RowError:
+    """A JSON object, or why it is none."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        return RowError(f"not JSON: {error.msg} at column {error.colno:,}")
+    except (RecursionError, ValueError):
+        return RowError("not JSON that can be read: nested too deep, or a number too long")
+    return value if isinstance(value, dict) else RowError(f"{shown(value, 24)} is not an object")
+
+
+def read_json(path: Path, name: str) -> Iterator[RawRow]:
+    """An array of objects, or what is really JSON lines.
+
+    Raises:
+        InputError: it is neither.
+    """
+    with open_bytes(path, name) as file:
+        first = b""
+        while not first and (block := file.read(2**16)):
+            first = block.lstrip()[:1]
+    if first == b"[":
+        yield from read_array(path, name)
+    elif first == b"{":
+        _refuse_single_object(path, name)
+        yield from read_jsonl(path, name)
+    else:
+        raise InputError(f"{name} holds neither a JSON array nor JSON objects.", hint="Write an array of objects.")
+
+
+def _refuse_single_object(path: Path, name: str) -> None:
+    """One object in the file is a row only if it looks like one.
+
+    Raises:
+        InputError: a dict of lists, or an object around the rows.
+    """
+    lines = (line for _, line in read_lines(path, name) if isinstance(line, RowError) or line.strip())
+    first, second = next(lines, None), next(lines, None)
+    value = parse_object(first) if isinstance(first, str) else first
+    if isinstance(value, Mapping) and (second is not None or _is_row(value)):
+        return
+    if isinstance(value, RowError) and second is None:
+        return  # a single bad line says itself what it is
+    columns = value if isinstance(value, Mapping) else {}
+    lists = [key for key, column in columns.items() if isinstance(column, list)]
+    what = f"one object with lists: {', '.join(shown(key, 24) for key in lists[:6])}" if lists else "one object"
+    raise InputError(
+        f"{name} holds {what}.",
+        why="Rows are read from an array of objects, or from one object a line.",
+        hint='Write [{"prompt": …, "completion": …}, …]; pandas does with to_json(orient="records").',
+    )
+
+
+def _is_row(value: Mapping[str, Any]) -> bool:
+    """Whether a lone object is a row and not a table of columns."""
+    layout = recognise(value)
+    if layout is None:
+        return False
+    cells = [value[name] for name in FORMATS[layout]]
+    return all(
+        isinstance(cell, str) or (isinstance(cell, list) and all(isinstance(turn, dict) for turn in cell))
+        for cell in cells
+    )
+
+
+def read_csv(path: Path, name: str) -> Iterator[RawRow]:
+    """A header and rows, separated by commas, semicolons or tabs, whichever gives columns that are understood.
+
+    Raises:
+        InputError: the file is empty, or a quote is not closed.
+    """
+    csv.field_size_limit(MAX_ROW_BYTES)  # the module's own limit is 128 KiB, for the whole process
+    lines = _CsvLines(path, name)
+    header: list[str] | None = None
+    reader: Iterator[list[str]] = iter(())
+    delimiter = ","
+    while True:
+        lines.bad = None
+        started = lines.number + 1
+        try:
+            if header is None:
+                first = next(lines)
+                delimiter = _delimiter(first)
+                header = [column.strip() for column in next(csv.reader([first], delimiter=delimiter, strict=True))]
+                reader = csv.reader(lines, delimiter=delimiter, strict=True)
+                continue
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            reason = lines.bad or _csv_reason(error, f"{name}, line {started:,}")
+            yield RawRow(Place(file=name, number=started), reason)
+            continue
+        if not fields:
+            continue
+        yield RawRow(Place(file=name, number=started), _csv_row(header, fields))
+
+
+def _csv_row(header: list[str], fields: list[str]) -> Mapping[str, Any] | RowError:
+    if len(fields) != len(header):
+        return RowError(f"{len(fields)} fields where the header has {len(header)}: the columns are shifted")
+    return dict(zip(header, fields, strict=True))
+
+
+def _csv_reason(error: csv.Error, place: str) -> RowError:
+    """Why a row is not CSV.
+
+    Raises:
+        InputError: a quote stays open, so there is no telling where the next row starts.
+    """
+    if "unexpected end of data" in str(error) or "field larger" in str(error):
+        raise InputError(f"{place}: a quote opens in this row and is not closed.", hint="Close it, or double it.")
+    return RowError(f"not CSV: {error}")
+
+
+def _delimiter(header: str) -> str:
+    """The one that gives columns that are understood; the comma if none does."""
+    for delimiter in (",", ";", "\t"):
+        names = next(csv.reader([header], delimiter=delimiter))
+        if recognise(name.strip() for name in names) is not None:
+            return delimiter
+    return ","
+
+
+class _CsvLines:
+    """Lines for csv.reader, with their ends; a line that cannot be read stops the row it is in."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._lines = read_lines(path, name)
+        self.number = 0
+        self.bad: RowError | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        self.number, line = next(self._lines)
+        if isinstance(line, RowError):
+            self.bad = line
+            raise csv.Error(str(line))
+        return line + "\n"
+
+
+def read_parquet(path: Path, name: str) -> Iterator[RawRow]:
+    """A thousand rows at a time, only the columns that are needed.
+
+    Raises:
+        InputError: it is not a Parquet file, or a part of it is damaged.
+    """
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    with open_bytes(path, name):
+        pass
+    try:
+        with ParquetFile(path) as file:
+            yield from _parquet_rows(file, name)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, OSError) as error:
+        raise InputError(f"{name} cannot be read as Parquet.", why=str(error).splitlines()[0][:300]) from error
+
+
+def _parquet_rows(file: ParquetFile, name: str) -> Iterator[RawRow]:
+    found = file.schema_arrow.names
+    layout = recognise(found)
+    columns = [column for column in found if layout and column in (*FORMATS[layout], "input")] or found
+    number = 0
+    for batch in file.iter_batches(batch_size=1000, columns=columns):
+        for row in batch.to_pylist():
+            number += 1
+            yield RawRow(Place(file=name, number=number, unit="row"), row)
+
+
+READERS: Mapping[Kind, Reader] = {
+    "jsonl": read_jsonl,
+    "json": read_json,
+    "csv": read_csv,
+    "parquet": read_parquet,
+}
+
+
+def reader_of(kind: Kind, path: Path, name: str) -> Iterator[RawRow]:
+    """The rows of one file."""
+    return partial(READERS[kind], path, name)()

@@ -1,0 +1,114 @@
+"""What a source is: files of one kind, or a data set on the hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from advisor.errors import InputError, shown
+
+Kind = Literal["jsonl", "json", "csv", "parquet"]
+
+KINDS: Mapping[str, Kind] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+"""File name endings and what they hold."""
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
+_HELD_OUT = re.compile(r"(^|[-_.])(test|valid|validation|val|dev|eval)([-_.]|$)", re.IGNORECASE)
+_UNDERSTOOD = "JSONL (.jsonl), JSON (.json), CSV (.csv) and Parquet (.parquet) are understood."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """Files of one kind, in the order of their names."""
+
+    kind: Kind
+    paths: tuple[Path, ...]
+    folder: Path
+    """What the files' names are shown relative to."""
+
+    left_out: tuple[str, ...] = ()
+    """Files of a folder that hold another split."""
+
+    def name(self, path: Path) -> str:
+        """How a file is called in messages."""
+        return path.relative_to(self.folder).as_posix()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubDataset:
+    """A data set on the Hugging Face hub."""
+
+    id: str
+    config: str | None
+    """Its configuration, written after a colon."""
+
+
+def find_source(source: str) -> Files | HubDataset:
+    """A path if it exists or looks like one, a hub id otherwise.
+
+    Raises:
+        InputError: there is no such file, it is of no known kind, or a folder holds several kinds or none.
+    """
+    path = Path(source).expanduser()
+    if not source.strip() or "\0" in source:
+        raise InputError(f"{shown(source)} names no data.", hint="Give a file, a folder or a hub id.")
+    try:
+        if path.is_dir():
+            return _files_of(path)
+        if path.exists():
+            return _one_file(path)
+    except OSError as error:
+        raise InputError(f"{shown(source)} cannot be opened.", why=str(error)) from error
+    if _HUB_ID.fullmatch(source) and _kind_of(Path(source.partition(":")[0])) is None:
+        name, _, config = source.partition(":")
+        return HubDataset(id=name, config=config or None)
+    raise InputError(
+        f"There is no file or folder {shown(source)}.",
+        hint="Check the path; a data set on the hub is written owner/name.",
+    )
+
+
+def _kind_of(path: Path) -> Kind | None:
+    return KINDS.get(path.suffix.lower())
+
+
+def _one_file(path: Path) -> Files:
+    kind = _kind_of(path)
+    if kind is None:
+        raise InputError(
+            f"{shown(path.name)} is of no kind that is understood.", why=_UNDERSTOOD, hint="Convert or rename it."
+        )
+    return Files(kind=kind, paths=(path,), folder=path.parent)
+
+
+def _files_of(folder: Path) -> Files:
+    """The data files in a folder and below; those named after a held-out split are left out if others remain."""
+    inside = (path for path in folder.rglob("*") if path.is_file())
+    data = sorted(path for path in inside if _kind_of(path) and not _is_hidden(path.relative_to(folder)))
+    if not data:
+        raise InputError(f"The folder {shown(str(folder))} holds no data files.", why=_UNDERSTOOD)
+    kept = [path for path in data if not _HELD_OUT.search(path.stem)] or data
+    kinds = {kind for path in kept if (kind := _kind_of(path))}
+    if len(kinds) > 1:
+        first = {_kind_of(path): path for path in reversed(kept)}
+        examples = ", ".join(sorted(f"{kind} ({path.name})" for kind, path in first.items()))
+        raise InputError(
+            f"The folder {shown(str(folder))} holds several kinds of files: {examples}.",
+            why="It cannot be told whether they hold the same rows twice.",
+            hint="Give one file, or a folder with one kind.",
+        )
+    left_out = tuple(path.relative_to(folder).as_posix() for path in data if path not in set(kept))
+    return Files(kind=kinds.pop(), paths=tuple(kept), folder=folder, left_out=left_out)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in path.parts)

@@ -1,0 +1,122 @@
+"""Strings → tokens, and which of them carry loss: one tokenisation of each whole string."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from advisor.training.data.chat import Rendered, Renderer
+from advisor.training.data.rows import BadRowLog, Place, RowError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from advisor.training.data.samples import Sample
+
+    Ids = NDArray[np.int32]
+    Flags = NDArray[np.bool_]
+
+MASKED = -100
+"""The label of a token that carries no loss. Source: torch.nn.functional.cross_entropy (ignore_index)."""
+
+_BATCH = 512
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenizedRow:
+    """One sample's tokens; the first never carries loss, because nothing predicts it."""
+
+    ids: Ids
+    learned: Flags
+
+    def cut(self, seq_len: int) -> TokenizedRow:
+        """Its first tokens."""
+        return self if len(self.ids) <= seq_len else TokenizedRow(self.ids[:seq_len], self.learned[:seq_len])
+
+
+def tokenize_rows(
+    samples: Iterable[tuple[Place, Sample]], tokenizer: Any, *, context: int, bad: BadRowLog
+) -> Iterator[TokenizedRow]:
+    """The rows that can be trained on, in order; the others go to `bad`.
+
+    Args:
+        samples: where each is, and what it is.
+        tokenizer: a fast tokenizer of transformers.
+        context: tokens that the model can see at once.
+        bad: takes rows that no template renders, that have no loss, or that are longer than the context.
+    """
+    renderer = Renderer(tokenizer)
+    special = np.array(sorted(i for i, t in tokenizer.added_tokens_decoder.items() if t.special), dtype=np.int32)
+    rendered = _render(samples, renderer, bad)
+    while some := list(islice(rendered, _BATCH)):
+        rows = _tokenize([row for _, row in some], tokenizer, special)
+        for (place, _), row in zip(some, rows, strict=True):
+            if len(row.ids) > context:
+                bad.add(place, RowError(f"{len(row.ids):,} tokens; the model's context is {context:,}"))
+            elif not row.learned.any():
+                bad.add(place, RowError("no token of it carries loss"))
+            else:
+                yield row
+
+
+def _render(
+    samples: Iterable[tuple[Place, Sample]], renderer: Renderer, bad: BadRowLog
+) -> Iterator[tuple[Place, Rendered]]:
+    for place, sample in samples:
+        try:
+            yield place, renderer.render(sample)
+        except RowError as error:
+            bad.add(place, error)
+
+
+def _tokenize(rows: Sequence[Rendered], tokenizer: Any, special: Ids) -> list[TokenizedRow]:
+    """All rows of one format, so all are plain or none is."""
+    plain = rows[0].plain
+    encoded = tokenizer([row.text for row in rows], add_special_tokens=plain, verbose=False).encodings
+    return [_mark(row, encoding, tokenizer, special) for row, encoding in zip(rows, encoded, strict=True)]
+
+
+def _mark(row: Rendered, encoding: Any, tokenizer: Any, special: Ids) -> TokenizedRow:
+    ids = np.array(encoding.ids, dtype=np.int32)
+    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    learned = learned_tokens(ids, offsets, row.learned, special)
+    if row.plain:
+        ids, learned = _bounded(ids, learned, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    learned[:1] = False
+    return TokenizedRow(ids, learned)
+
+
+def learned_tokens(ids: Ids, offsets: NDArray[np.int64], spans: Iterable[tuple[int, int]], special: Ids) -> Flags:
+    """Which tokens stand for a character of a span.
+
+    A special token that begins before a span has only swallowed the blanks at its start (`rstrip`), and is not
+    learned. A token without characters, such as the blank that Llama's tokenizer puts first, goes with its place.
+
+    Args:
+        ids: of one row.
+        offsets: characters that each token stands for, shape (tokens, 2).
+        spans: characters that are learned.
+        special: ids of the special tokens.
+    """
+    starts, stops = offsets[:, 0], offsets[:, 1]
+    stops = np.maximum(stops, starts + 1)
+    learned = np.zeros(len(ids), dtype=np.bool_)
+    swallows = np.isin(ids, special)
+    for start, stop in spans:
+        learned |= (stops > start) & (starts < stop) & ~(swallows & (starts < start))
+    return learned
+
+
+def _bounded(ids: Ids, learned: Flags, bos: int | None, eos: int | None) -> tuple[Ids, Flags]:
+    """One start and one end of text."""
+    if bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
+        ids, learned = ids[1:], learned[1:]
+    if eos is not None:
+        if not len(ids) or ids[-1] != eos:
+            ids, learned = np.append(ids, np.int32(eos)), np.append(learned, True)
+        learned[-1] = True
+    return ids, learned
