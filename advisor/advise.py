@@ -223,7 +223,7 @@ def describe_method(
         reason=_method_reason(fit, memory.at, spilled_bytes),
         speed=speed,
         spilled_bytes=spilled_bytes,
-        saved_bytes=trained * (ITEMSIZE[plan.dtype] if plan.method == "full" else 4),
+        saved_bytes=trained * (ITEMSIZE[plan.saved_dtype] if plan.method == "full" else 4),
         run_seconds=request.tokens / speed.tokens_per_second if request.tokens and speed else None,
         tier=tier,
     )

@@ -194,6 +194,11 @@ class Plan:
         """Sequences to an optimizer step, on one GPU."""
         return self.micro_batch * self.gradient_accumulation
 
+    @property
+    def saved_dtype(self) -> Dtype:
+        """The dtype of the model that a full fine-tuning leaves: fp32 weights under autocast are saved in 16 bits."""
+        return self.autocast if self.dtype == "float32" and self.autocast != "none" else self.dtype
+
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS,

@@ -469,15 +469,20 @@ def plan_with_defaults(fields: Mapping[str, Any], *, folder: str = "", bfloat16:
     return plan_from_fields({**fields, "model": model}, base)
 
 
+def plan_to_toml(plan: Plan) -> str:
+    """A plan as the text of a plan file."""
+    lines = [f"{name} = {_toml(value)}" for name, value in plan_to_fields(plan).items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
 def save_plan_file(plan: Plan, path: str) -> None:
     """Writes a plan as TOML, for every command that takes --plan. An existing file is never overwritten.
 
     Raises:
         InputError: the file exists, or cannot be written.
     """
-    lines = [f"{name} = {_toml(value)}" for name, value in plan_to_fields(plan).items() if value is not None]
     try:
-        text = ("\n".join(lines) + "\n").encode()
+        text = plan_to_toml(plan).encode()
         with open(path, "xb") as file:
             file.write(text)
     except FileExistsError as error:
