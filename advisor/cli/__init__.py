@@ -11,6 +11,7 @@ from advisor.errors import AdvisorError, InputError
 
 _SUBCOMMANDS = {
     "estimate": "Memory of one plan, in closed form.",
+    "export": "A plan as another tool's configuration.",
     "gpus": "Methods against every known GPU.",
     "models": "Known models.",
     "trace": "Memory of one plan, from the installed code run without storage.",

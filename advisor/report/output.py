@@ -36,6 +36,22 @@ def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
         ) from error
 
 
+def create_file(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a new file; one that is there is never touched.
+
+    Raises:
+        InputError: the file exists, or cannot be written.
+    """
+    try:
+        with open(path, "xb") as file:
+            file.write(content)
+    except FileExistsError as error:
+        raise InputError(f"{path} exists already.", hint="Name another file, or move that one away.") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path} cannot be written.", why=f"{reason}.", hint=_HINT) from error
+
+
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Find out at once whether `replace_file` could put a file there.
 
