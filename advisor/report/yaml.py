@@ -10,7 +10,7 @@ from typing import Any
 
 from advisor import __version__
 from advisor.export import Export, Setting, Told
-from advisor.report.terminal.text import clean
+from advisor.report.words import clean
 
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
 _RESERVED = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "none"}
