@@ -24,7 +24,8 @@ def attend(tape: Tape, s: Shapes, q: Value, k: Value, v: Value) -> tuple[Value, 
         k, v = (_repeat(tape, s, x) for x in (k, v))
     if s.kernel == "eager":
         return _eager(tape, s, q, k, v)
-    if s.autocast:
+    if s.autocast or s.kernel == "flash":
+        # Autocast, or transformers for flash-attn 2 over fp32 hidden states (fa_peft_integration_check).
         q = convert(tape, q, s.tokens, s.query, 2)
         k, v = (convert(tape, x, s.tokens, s.query if s.repeat_kv else s.kv, 2) for x in (k, v))
     if s.kernel == "math":

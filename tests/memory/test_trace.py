@@ -168,6 +168,23 @@ def test_flash_attention_is_not_refused_by_an_architecture_without_sdpa() -> Non
     assert any("_flash_attention_forward" in event.allocation.operation for event in found.events)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {**QLORA, "upcast_frozen": True},
+        {**QLORA, "upcast_frozen": True, "autocast": "bfloat16"},
+        {"method": "full", "dtype": "float32", "autocast": "bfloat16"},
+    ],
+    ids=["kbit", "kbit under autocast", "fp32 weights under autocast"],
+)
+@pytest.mark.parametrize("padding", ["none", "longest"])
+def test_flash_attention_2_over_fp32_hidden_states_computes_in_16_bits(fields: dict[str, Any], padding: str) -> None:
+    # transformers casts to what get_target_dtype says: autocast's dtype, or the quantised model's.
+    found = traced(**fields, attention="flash_attention_2", padding=padding, seq_len=128)
+    outputs = [e.allocation for e in found.events if "_flash_attention_forward" in e.allocation.operation]
+    assert {allocation.dtype for allocation in outputs if allocation.shape[-1:] == (96,)} == {"bfloat16"}
+
+
 def test_float16_scales_its_gradients() -> None:
     found = traced(**LORA, dtype="float16", autocast="float16", seq_len=128)
     steps = [e.allocation for e in found.events if e.allocation.component == "optimizer" and not e.freed]

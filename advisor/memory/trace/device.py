@@ -204,11 +204,17 @@ class DeviceSemantics:
                 return saved[2](device_type, dtype, enabled, **rest)
             return self.autocast(dtype or torch.get_autocast_dtype("cuda"), enabled=enabled)
 
+        def asked_as_cuda(ask: Callable[..., Any]) -> Callable[..., Any]:
+            # transformers asks for a query's own device (integrations/flash_attention.py, get_target_dtype).
+            return lambda *kind: ask(*("cuda" if each == "meta" else each for each in kind))
+
         modules: tuple[tuple[Any, str, Any], ...] = (
             (torch_checkpoint, "_get_autocast_kwargs", state),
             (torch.amp, "is_autocast_available", lambda kind: kind == "meta" or saved[1](kind)),
             (torch.amp, "autocast", autocast),
             (torch, "autocast", autocast),
+            (torch, "is_autocast_enabled", asked_as_cuda(torch.is_autocast_enabled)),
+            (torch, "get_autocast_dtype", asked_as_cuda(torch.get_autocast_dtype)),
         )
         originals = [(module, name, getattr(module, name)) for module, name, _ in modules]
         for module, name, replacement in modules:
