@@ -19,7 +19,8 @@ from advisor.memory.tape import Gradients, Node, Storage, Tape, Value
 def attend(tape: Tape, s: Shapes, q: Value, k: Value, v: Value) -> tuple[Value, Storage | None]:
     """The output as (batch, tokens, heads × head size), and eager attention's weights, which its callers hold."""
     if s.caches:
-        k, v = (_cache(tape, s, x) for x in (k, v))
+        itemsize = k.itemsize
+        k, v = (_cache(tape, s, x, itemsize) for x in (k, v))
     if s.repeat_kv:
         k, v = (_repeat(tape, s, x) for x in (k, v))
     if s.kernel == "eager":
@@ -94,19 +95,24 @@ def _gradients(tape: Tape, s: Shapes, itemsize: int) -> Gradients:
     return tuple(tape.new(terms.rotated, s.tokens, width, itemsize) for width in (s.query, kv, kv))
 
 
-def _cache(tape: Tape, s: Shapes, x: Value) -> Value:
+def _cache(tape: Tape, s: Shapes, x: Value, itemsize: int) -> Value:
     """Keys or values joined to an empty cache, which the decoder holds until it ends, and held outputs longer.
 
-    Source: transformers/cache_utils.py, DynamicLayer.update.
+    Args:
+        itemsize: of the keys: the empty cache has their dtype, and values that are narrower are widened to it.
+
+    Source: transformers/cache_utils.py, DynamicLayer.lazy_initialization and update.
     """
+    before = x.itemsize
 
     def rule(node: Node) -> Gradients:
-        return (node.take(),)
+        gradient = node.take()
+        return (gradient if before == itemsize else tape.new(terms.rotated, s.tokens, s.kv, before),)
 
-    storage = tape.new(terms.rotated, s.tokens, s.kv, x.itemsize)
+    storage = tape.new(terms.rotated, s.tokens, s.kv, itemsize)
     if s.holds_cache or s.repeat_kv:
         tape.outlives.append(storage.keep())
-    return Value(storage, x.itemsize, tape.record(rule, x.node, views=True))
+    return Value(storage, itemsize, tape.record(rule, x.node, views=before == itemsize))
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -269,9 +275,9 @@ def _eager(tape: Tape, s: Shapes, q: Value, k: Value, v: Value) -> tuple[Value, 
     float16 scores go into the fp32 softmax in one kernel (aten/src/ATen/native/SoftMax.cpp, softmax).
     """
     grouped, many = s.heads != s.kv_heads, s.batch > 1
-    before = q.itemsize
+    before, of_values = q.itemsize, v.itemsize
     if s.autocast:
-        q, k, v = (convert(tape, x, s.tokens, w, 2) for x, w in ((q, s.query), (k, _width(s)), (v, _width(s))))
+        q, k = (convert(tape, x, s.tokens, w, 2) for x, w in ((q, s.query), (k, _width(s))))
     itemsize = q.itemsize
     new = partial(tape.new, terms.repeated_heads, s.tokens, s.query, itemsize)
     kept_q = new() if many and not s.fused else q.storage
@@ -291,11 +297,13 @@ def _eager(tape: Tape, s: Shapes, q: Value, k: Value, v: Value) -> tuple[Value, 
     cast = weights
     if itemsize == 2 and before == 4:
         cast = tape.new(terms.attention_scores, *square, 2)
-    kept_v = new() if strided and not s.caches else v.storage
+    # The values are cast only here, so their gradient is cast back before that of the scores is computed.
+    values = tape.new(terms.cast_input, s.tokens, _width(s), itemsize) if of_values != itemsize else v.storage
+    kept_v = new() if strided and not s.caches else values
     out = tape.new(terms.attention_output, s.tokens, s.query, itemsize)
 
     def rule(node: Node) -> Gradients:
-        return _eager_backward(tape, s, node, itemsize, masked)
+        return _eager_backward(tape, s, node, itemsize, masked, of_values)
 
     keeps = (kept_q, kept_k, kept_v, softmax, cast)
     node = tape.record(rule, q.node, k.node, v.node, keeps=keeps)
@@ -307,7 +315,7 @@ def _width(s: Shapes) -> int:
     return s.query if s.repeat_kv else s.kv
 
 
-def _eager_backward(tape: Tape, s: Shapes, node: Node, itemsize: int, masked: int) -> Gradients:
+def _eager_backward(tape: Tape, s: Shapes, node: Node, itemsize: int, masked: int, of_values: int) -> Gradients:
     kept_q, kept_k, kept_v, softmax, cast = node.keeps
     node.keeps = ()
     square = (s.batch, s.heads, s.seq)
@@ -318,6 +326,8 @@ def _eager_backward(tape: Tape, s: Shapes, node: Node, itemsize: int, masked: in
     of_v = new()
     of_weights = tape.new(terms.attention_scores, *square, itemsize)
     del gradient, kept_v, cast
+    if of_values != itemsize:
+        of_v = tape.new(terms.repeated_heads, s.tokens, s.query, of_values)
     if itemsize == 2:
         of_weights = tape.new(terms.attention_scores, *square, 4)
     of_scores = tape.new(terms.attention_scores, *square, 2 if s.half and masked == 2 else 4)

@@ -161,9 +161,9 @@ class _Layers:
         return made
 
     def hold_logits(self) -> list[int]:
-        """The logits of the micro-batch before, which its caller holds until this one's have come."""
+        """The logits of the micro-batch before, of this step or the last, which its caller holds until these come."""
         s, plan = self.s, self.plan
-        if not (s.gradients_kept and plan.hold_outputs and plan.loss == "standard"):
+        if not (plan.hold_outputs and plan.loss == "standard"):
             return []
         return [self.ledger.new(terms.logits, s.tokens, s.vocabulary, 4 if s.autocast else s.stream)]
 
