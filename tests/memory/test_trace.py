@@ -223,6 +223,23 @@ def test_what_cannot_be_traced_is_named() -> None:
         traced({**SHALLOW, "model_type": "phimoe", "num_local_experts": 4}, **LORA)
 
 
+FIRST_TRACE = """
+from advisor.memory.trace import trace
+from advisor.plan import plan_from_fields
+plan = {"model": "x", "method": "qlora", "lora": {}, "quantization": {}, "seq_len": 1024, "micro_batch": 2}
+found = trace(plan_from_fields(plan), %r)
+inside = [e.allocation for e in found.events if e.allocation.operation == "inside bitsandbytes.gemm_4bit.default"]
+print(*sorted({allocation.nbytes for allocation in inside if "layers.0.mlp.down_proj" in allocation.module}))
+"""
+
+
+def test_the_first_trace_of_a_process_knows_what_bitsandbytes_expands() -> None:
+    # Its operators exist only once it is imported. 3,072 × 8,192 weights: an fp32 scale for every 64, and 2 bytes each.
+    command = [sys.executable, "-c", FIRST_TRACE % SHALLOW]
+    sizes = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
+    assert sizes == [str(3072 * 8192 // 64 * 4), str(3072 * 8192 * 2)]
+
+
 def test_importing_the_trace_does_not_import_torch() -> None:
     code = "import sys, advisor.memory.trace; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -19,26 +19,43 @@ def gemm_4bit(call: Call) -> Inside:
     """
     inputs, _, shape, _, blocksize = call.args[:5]
     tokens = inputs.numel() // inputs.size(-1)
-    if uses_fused_4bit(tokens, shape[0], shape[1], blocksize, inputs.dtype, call.gpu):
+    if uses_fused_4bit(tokens, shape[0], shape[1], blocksize, str(inputs.dtype)[6:], call.gpu):
         return Inside(first=copy_if_strided(inputs))
-    nested = call.kwargs.get("absmax_8bit")
-    scales = () if nested is None else 2 * (4 * nested.numel(),)
+    scales = 2 * _nested_scales(call)
     return Inside(first=(*scales, shape[0] * shape[1] * inputs.element_size()))
 
 
-def uses_fused_4bit(tokens: int, rows: int, columns: int, blocksize: int, dtype: Any, gpu: Gpu) -> bool:
-    """bitsandbytes' own choice, asked with this GPU's properties.
+_ABSMAX_8BIT = 7
+"""The position of the nested scales: torch hands an operator's named arguments on by position."""
+
+
+def _nested_scales(call: Call) -> tuple[int, ...]:
+    """The scales in fp32, where they are themselves quantised."""
+    nested = call.args[_ABSMAX_8BIT] if len(call.args) > _ABSMAX_8BIT else None
+    return () if nested is None else (4 * nested.numel(),)
+
+
+def uses_fused_4bit(tokens: int, rows: int, columns: int, blocksize: int, dtype: str, gpu: Gpu) -> bool:
+    """bitsandbytes' own choice, asked with this GPU's properties; False where it is not installed.
 
     Versions without it multiply from 4 bits for a single token only, and never where a gradient is needed.
+    Needs no torch.
     """
-    if tokens > _FUSED_4BIT_LIMIT or columns % blocksize:
+    if tokens > FUSED_4BIT_LIMIT or columns % blocksize:
         return False
     choose = _bitsandbytes_choice((gpu.multiprocessors, *gpu.capability))
     return choose is not None and bool(choose(0, dtype, tokens, rows, columns))
 
 
-_FUSED_4BIT_LIMIT = 1536
+FUSED_4BIT_LIMIT = 1536
 """bitsandbytes dequantises above this many tokens on every GPU. Source: _gemm_4bit_custom_max_m."""
+
+
+class _DtypeNames:
+    """Stands for torch where only its dtypes are compared with."""
+
+    def __getattr__(self, name: str) -> str:
+        return name
 
 
 @cache
@@ -47,8 +64,6 @@ def _bitsandbytes_choice(properties: tuple[int, int, int]) -> Callable[..., bool
     import ast
     from importlib.util import find_spec
     from pathlib import Path
-
-    import torch
 
     package = find_spec("bitsandbytes")
     if package is None or package.origin is None:
@@ -60,7 +75,7 @@ def _bitsandbytes_choice(properties: tuple[int, int, int]) -> Callable[..., bool
     if len(wanted) < 2:
         return None
     scope: dict[str, Any] = {
-        "torch": torch,
+        "torch": _DtypeNames(),
         "functools": functools,
         "_gpu_dispatch_props": lambda _: properties,
     }
@@ -83,6 +98,4 @@ def gemm_4bit_on_cpu(call: Call) -> Inside:
     Source: bitsandbytes backends/default/ops.py (_gemm_4bit_default_impl).
     """
     inputs, _, shape = call.args[:3]
-    nested = call.kwargs.get("absmax_8bit")
-    scales = () if nested is None else (4 * nested.numel(),)
-    return Inside(first=(*scales, shape[0] * shape[1] * inputs.element_size()))
+    return Inside(first=(*_nested_scales(call), shape[0] * shape[1] * inputs.element_size()))

@@ -28,8 +28,9 @@ def record(
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Event], BuiltModel]:
     """Every allocation in order, and the model that made them: loading, `steps` steps, evaluation, saving."""
-    tracker = Tracker("meta", hardware, padded=plan.padding == "longest" and plan.micro_batch > 1, tokens=plan.seq_len)
+    # Before the tracker, which looks up the rules of its operators.
     import_bitsandbytes()
+    tracker = Tracker("meta", hardware, padded=plan.padding == "longest" and plan.micro_batch > 1, tokens=plan.seq_len)
     skeleton = build_skeleton(plan, architecture)
     progress("loading")
     with tracker:
