@@ -86,7 +86,13 @@ def summarise(ledger: Ledger, plan: Plan, arch: Architecture, gpu: Gpu) -> Memor
 def simulate(plan: Plan, arch: Architecture, gpu: Gpu) -> Ledger:
     """The step's ledger: every allocation of a plan on a GPU."""
     check_plan(plan, arch, gpu)
-    shapes = layer_shapes(plan, arch, capability=gpu.capability, backend=gpu.backend)
+    shapes = layer_shapes(
+        plan,
+        arch,
+        capability=gpu.capability,
+        backend=gpu.backend,
+        multiprocessors=gpu.profile.multiprocessors if gpu.profile is not None else None,
+    )
     ledger = Ledger()
     hopper = gpu.backend == "cuda" and gpu.capability is not None and gpu.capability[0] in LARGE_WORKSPACES
     run_step(ledger, plan, arch, shapes, hopper=hopper)

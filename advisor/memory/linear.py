@@ -176,12 +176,16 @@ def _frozen(tape: Tape, s: Shapes, module: Linear, x: Value, *, allocates: bool)
 
 
 def _quantized(tape: Tape, s: Shapes, module: Linear, x: Value) -> Value:
-    """bitsandbytes' Linear4bit: the input in the compute dtype, the weight expanded, the output converted back."""
+    """bitsandbytes' Linear4bit: the input in the compute dtype, the weight expanded, the output converted back.
+
+    For few tokens a fused kernel reads the 4-bit weight as it is.
+    """
     itemsize = x.itemsize
     converts = itemsize != s.storage
     cast = tape.new(terms.cast_input, s.tokens, module.inputs, s.storage) if converts else None
-    scales = [tape.new(terms.dequantized_scales, module.weights) for _ in range(2)] if s.double else []
-    expanded = tape.new(terms.dequantized_weight, module.weights, s.storage)
+    expands = module.name not in s.fused_4bit
+    scales = [tape.new(terms.dequantized_scales, module.weights) for _ in range(2)] if expands and s.double else []
+    expanded = tape.new(terms.dequantized_weight, module.weights, s.storage) if expands else None
     out = tape.new(terms.projection, s.tokens, module.outputs, s.storage)
     del scales, expanded
     if converts:

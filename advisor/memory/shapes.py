@@ -57,6 +57,9 @@ class Shapes:
 
     quantized: bool
     double: bool
+    fused_4bit: frozenset[str]
+    """Names of the 4-bit modules whose forward multiplies without expanding the weight: few tokens."""
+
     autocast: bool
     half: bool
     """16-bit tensors are float16, not bfloat16."""
@@ -86,8 +89,23 @@ class Shapes:
         return self.kv_heads * self.head_dim
 
 
-def layer_shapes(plan: Plan, arch: Architecture, *, capability: tuple[int, int] | None, backend: Backend) -> Shapes:
-    """The plain numbers that a plan's layers are computed from."""
+def layer_shapes(
+    plan: Plan,
+    arch: Architecture,
+    *,
+    capability: tuple[int, int] | None,
+    backend: Backend,
+    multiprocessors: int | None = None,
+) -> Shapes:
+    """The plain numbers that a plan's layers are computed from.
+
+    Args:
+        plan: what is trained.
+        arch: of what.
+        capability: the GPU's; None where it is unknown or not CUDA.
+        backend: the GPU's software stack.
+        multiprocessors: how many the GPU has, by which bitsandbytes chooses its kernel; None where nobody said.
+    """
     kernel, _ = choose_kernel(plan, arch, capability=capability, backend=backend)
     rows = mask_rows(plan, arch)
     grouped = arch.heads != arch.kv_heads
@@ -118,6 +136,7 @@ def layer_shapes(plan: Plan, arch: Architecture, *, capability: tuple[int, int] 
         trained=plan.method == "full",
         quantized=plan.quantization is not None,
         double=plan.quantization is not None and plan.quantization.double,
+        fused_4bit=_fused_4bit(plan, arch, capability, multiprocessors) if backend == "cuda" else frozenset(),
         autocast=plan.autocast != "none",
         half="float16" in (plan.dtype, plan.autocast),
         storage=ITEMSIZE[plan.dtype],
@@ -127,3 +146,28 @@ def layer_shapes(plan: Plan, arch: Architecture, *, capability: tuple[int, int] 
         dropout=plan.lora is not None and plan.lora.dropout > 0,
         gradients_kept=plan.gradient_accumulation > 1,
     )
+
+
+def _fused_4bit(
+    plan: Plan, arch: Architecture, capability: tuple[int, int] | None, multiprocessors: int | None
+) -> frozenset[str]:
+    """Modules whose 4-bit product is one kernel, by the rule of the installed bitsandbytes; none without it.
+
+    Backward expands the weight whatever the tokens (bitsandbytes/autograd/_functions.py, MatMul4Bit.backward).
+    Source: bitsandbytes/backends/cuda/ops.py, _gemm_4bit_use_custom_cuda.
+    """
+    from advisor.memory.kernels.hardware import ASSUMED_CAPABILITY, ASSUMED_MULTIPROCESSORS, Gpu
+    from advisor.memory.kernels.quantized import FUSED_4BIT_LIMIT, uses_fused_4bit
+
+    if plan.quantization is None or plan.tokens > FUSED_4BIT_LIMIT:
+        return frozenset()
+    gpu = Gpu(capability=capability or ASSUMED_CAPABILITY, multiprocessors=multiprocessors or ASSUMED_MULTIPROCESSORS)
+    return frozenset(
+        module.name
+        for module in arch.linears
+        if uses_fused_4bit(plan.tokens, module.outputs, module.inputs, _BLOCK, plan.dtype, gpu)
+    )
+
+
+_BLOCK = 64
+"""Weights that share a scale (bitsandbytes.functional.quantize_4bit)."""
