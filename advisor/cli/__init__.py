@@ -10,6 +10,7 @@ import click
 from advisor.errors import AdvisorError, InputError
 
 _SUBCOMMANDS = {
+    "doctor": "What this machine has for training, and whether it computes.",
     "estimate": "Memory of one plan, in closed form.",
     "export": "A plan as another tool's configuration.",
     "gpus": "Methods against every known GPU.",

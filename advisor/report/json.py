@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from advisor.plan import Plan, plan_to_fields
 
 if TYPE_CHECKING:  # the fast answer imports no more than it uses
     from advisor.advise import Advice, MethodAdvice, Tier
+    from advisor.doctor import Check
     from advisor.hardware import Gpu
     from advisor.memory.estimate import Memory
     from advisor.memory.ledger import Entry
@@ -240,6 +243,11 @@ def survey_object(rows: tuple[SurveyRow, ...]) -> dict[str, Any]:
             for row in rows
         ],
     }
+
+
+def doctor_object(checks: Sequence[Check]) -> dict[str, Any]:
+    """What was looked at on this machine."""
+    return {"schema": SCHEMA, "checks": [asdict(check) for check in checks]}
 
 
 def models_object(profiles: tuple[ModelProfile, ...]) -> dict[str, Any]:
