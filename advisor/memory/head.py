@@ -112,17 +112,19 @@ def _logits(
     x = convert(tape, normed, s.tokens, s.hidden, 2) if s.autocast else normed
     keep = partial(_keep_head_gradient, tape, arch, s, tied)
     copies = s.autocast and _head_storage(plan, s) == 4
-    cast = tape.cast_weight(terms.cast_weight, elements, keep if s.trained else None) if copies else None
-    cast_node, itemsize = cast.node if cast is not None else None, x.itemsize
+    leaf = None if arch.tied else tape.step_leaf(s, elements, s.storage)
+    cast = tape.cast_weight(terms.cast_weight, elements, keep if s.trained else None, leaf) if copies else None
+    itemsize = x.itemsize
 
     def rule(_: Node) -> Gradients:
-        narrow = None
+        of_weight = None
         if s.trained:
-            narrow = tape.new(terms.gradient, elements, 2) if cast_node is not None else keep()
-        return (tape.new(terms.projection, s.tokens, s.hidden, itemsize), narrow)
+            of_weight = tape.new(terms.gradient, elements, 2) if copies else keep()
+        return (tape.new(terms.projection, s.tokens, s.hidden, itemsize), of_weight)
 
+    weight = cast.node if cast is not None else leaf
     keeps = ((x.storage,) if s.trained else ()) + ((cast.storage,) if cast is not None else ())
-    node = tape.record(rule, x.node, cast_node, keeps=keeps, views=True, trains=s.trained)
+    node = tape.record(rule, x.node, weight, keeps=keeps, views=True, trains=s.trained)
     del x, cast, keeps
     return tape.new(terms.logits, s.tokens, arch.vocab_size, itemsize), node
 
@@ -132,7 +134,7 @@ def _keep_head_gradient(tape: Tape, arch: Architecture, s: Shapes, tied: list[St
     if arch.tied:
         tied.append(tape.new(terms.gradient, elements, s.storage))
         return None
-    return tape.keep_gradient(s.gradients_kept, elements, s.storage)
+    return tape.keep_gradient(s, elements, s.storage)
 
 
 def chunk_rows(tokens: int, hidden: int, vocabulary: int) -> int:
@@ -190,9 +192,16 @@ def _receive_head_gradient(
     tape: Tape, arch: Architecture, s: Shapes, tied: list[Storage], gradient: Storage, *, copied: bool
 ) -> None:
     """The chunked loss's gradient of the head, in the weight's dtype."""
+    elements = arch.vocab_size * arch.hidden_size
     if copied:
-        gradient = tape.new(terms.gradient, arch.vocab_size * arch.hidden_size, s.storage)
+        narrow, gradient = gradient, tape.new(terms.gradient, elements, s.storage)
+        narrow.release()
     if arch.tied:
         tied.append(gradient)
+    elif s.in_backward:
+        leaf = tape.step_leaf(s, elements, s.storage)
+        if leaf is not None:
+            leaf.receive(gradient, is_view=False, ledger=tape.ledger)
+        gradient.release()
     elif not s.gradients_kept:
         gradient.keep()

@@ -135,20 +135,22 @@ def _trained(tape: Tape, s: Shapes, module: Linear, x: Value, *, allocates: bool
     if s.autocast:
         x = convert(tape, x, s.tokens, module.inputs, 2)
     itemsize = x.itemsize
-    keep = partial(tape.keep_gradient, s.gradients_kept, module.weights, s.storage)
-    cast = tape.cast_weight(terms.cast_weight, module.weights, keep) if s.autocast and s.storage == 4 else None
+    keep = partial(tape.keep_gradient, s, module.weights, s.storage)
+    leaf = tape.step_leaf(s, module.weights, s.storage)
+    copies = s.autocast and s.storage == 4
+    cast = tape.cast_weight(terms.cast_weight, module.weights, keep, leaf) if copies else None
     needed = x.node is not None
 
     def rule(_: Node) -> Gradients:
-        narrow = tape.new(terms.gradient, module.weights, 2) if cast_node is not None else keep()
+        of_weight = tape.new(terms.gradient, module.weights, 2) if copies else keep()
         if module.bias:
-            tape.keep_gradient(s.gradients_kept, module.outputs, s.storage)
+            tape.keep_gradient(s, module.outputs, s.storage)
         back = tape.new(terms.projection, s.tokens, module.inputs, itemsize) if needed else None
-        return (back, narrow)
+        return (back, of_weight)
 
-    cast_node = cast.node if cast is not None else None
+    weight = cast.node if cast is not None else leaf
     keeps = (x.storage, cast.storage) if cast is not None and needed else (x.storage,)
-    node = tape.record(rule, x.node, cast_node, keeps=keeps, views=True, trains=True)
+    node = tape.record(rule, x.node, weight, keeps=keeps, views=True, trains=True)
     return _output(tape, s, module, x, itemsize, node, allocates=allocates)
 
 
@@ -254,7 +256,7 @@ def _drop_out(tape: Tape, s: Shapes, x: Value, width: int) -> Value:
 def _product(tape: Tape, s: Shapes, x: Value, width: int, elements: int) -> Node | None:
     """The product with one of the adapter's matrices: keeps its input, and autocast's copy of the matrix."""
     inner, needed = _inner(s), x.node is not None
-    keep = partial(tape.keep_gradient, s.gradients_kept, elements, 4)
+    keep = partial(tape.keep_gradient, s, elements, 4)
     cast = tape.cast_weight(terms.cast_adapter_weight, elements, keep) if s.autocast else None
     cast_node = cast.node if cast is not None else None
 

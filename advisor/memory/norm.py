@@ -95,7 +95,7 @@ def _weigh(
             back = tape.new(terms.norm_temporary, rows, width, out_itemsize)
         if s.trained:
             product = tape.new(terms.norm_temporary, rows, width, out_itemsize)
-            tape.keep_gradient(s.gradients_kept, width, s.storage)
+            tape.keep_gradient(s, width, s.storage)
             del product
         if converts:
             back = tape.new(terms.norm_temporary, rows, width, itemsize)
@@ -114,7 +114,7 @@ def _weigh_in_fp32(
         back = tape.new(terms.norm_temporary, rows, width, 4)
         if s.trained:
             weighed = tape.new(terms.norm_temporary, rows, width, 4)
-            tape.keep_gradient(s.gradients_kept, width, s.storage)
+            tape.keep_gradient(s, width, s.storage)
             del weighed
         return (back,)
 

@@ -78,6 +78,12 @@ class Shapes:
     gradients_kept: bool
     """Gradients of an earlier micro-batch exist already."""
 
+    in_backward: bool
+    """Backward steps each weight as its gradient comes, and the gradient dies."""
+
+    foreach: bool
+    """That step makes a temporary of the weight's size."""
+
     @property
     def query(self) -> int:
         """Width of all query heads together."""
@@ -145,6 +151,8 @@ def layer_shapes(
         adapted=adapted_names(plan, arch),
         dropout=plan.lora is not None and plan.lora.dropout > 0,
         gradients_kept=plan.gradient_accumulation > 1,
+        in_backward=plan.optimizer_in_backward,
+        foreach=plan.optimizer_in_backward and plan.optimizer == "adamw_torch",
     )
 
 

@@ -170,7 +170,7 @@ class _Layers:
     def hold_gradients(self, layers: int) -> None:
         """Gradients of the layers between the last and the first."""
         s, new = self.s, self.ledger.new
-        if s.gradients_kept or layers < 1:
+        if s.gradients_kept or s.in_backward or layers < 1:
             return
         if not s.trained:
             for elements, _ in adapter_tensors(self.plan, self.arch):
@@ -329,14 +329,19 @@ def _embedding_backward(ledger: Ledger, arch: Architecture, s: Shapes, gradient:
         else:
             ledger.free(made)
             made = head.tied.keep()
-    if s.gradients_kept:
+    if s.foreach:
+        ledger.free(ledger.new(terms.foreach_temporary, elements, s.storage))
+    if s.gradients_kept or s.in_backward:
         ledger.free(made)
 
 
 def _optimizer_step(ledger: Ledger, plan: Plan, arch: Architecture) -> None:
-    """Gradients, states and, for the foreach step, one temporary for all parameters at once."""
+    """Gradients, states and, for the foreach step, one temporary for all parameters at once.
+
+    Where backward has stepped every parameter, nothing is left to do.
+    """
     ledger.at("optimizer step")
-    if plan.optimizer == "adamw_torch":
+    if plan.optimizer == "adamw_torch" and not plan.optimizer_in_backward:
         for elements, count in trained_tensors(plan, arch):
             ledger.new(terms.foreach_temporary, elements, trained_itemsize(plan), count=count)
 

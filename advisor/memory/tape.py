@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from advisor.memory import terms
 from advisor.memory.ledger import Ledger, Term
+from advisor.memory.shapes import Shapes
 
 
 class Storage:
@@ -31,6 +32,11 @@ class Storage:
         """Never to be released by itself; returns the handle."""
         self._ledger = None
         return self.handle
+
+    def release(self) -> None:
+        """Released now, whoever still refers to it."""
+        if self._ledger is not None:
+            self._ledger.free(self.keep())
 
 
 class Value:
@@ -155,13 +161,16 @@ class Tape:
         self.nodes.append(node)
         return node
 
-    def cast_weight(self, term: Term, elements: int, trained: Callable[[], Storage | None] | None) -> Value:
+    def cast_weight(
+        self, term: Term, elements: int, trained: Callable[[], Storage | None] | None, step: Node | None = None
+    ) -> Value:
         """Autocast's 16-bit copy of an fp32 weight; one that is trained stays until the forward ends.
 
         Args:
             term: what it is.
             elements: of the weight.
             trained: makes the weight's gradient; None if it is frozen.
+            step: what happens when that gradient comes.
 
         Source: aten/src/ATen/autocast_mode.cpp, cached_cast.
         """
@@ -169,14 +178,21 @@ class Tape:
         if trained is None:
             return Value(storage, 2, None)
         self.casts.append(storage)
-        return Value(storage, 2, CastLeaf(trained))
+        return Value(storage, 2, CastLeaf(trained, step))
 
-    def keep_gradient(self, adds: bool, elements: int, itemsize: int) -> Storage | None:
-        """The gradient of a weight: kept, or (`adds`) added to an earlier micro-batch's and returned to be released."""
-        if adds:
+    def keep_gradient(self, s: Shapes, elements: int, itemsize: int) -> Storage | None:
+        """The gradient of a weight: kept; or returned, to be released where nobody keeps it.
+
+        Nobody does where it is added to an earlier micro-batch's, or where backward steps the weight.
+        """
+        if s.gradients_kept or s.in_backward:
             return self.new(terms.gradient, elements, itemsize)
         self.ledger.new(terms.gradient, elements, itemsize)
         return None
+
+    def step_leaf(self, s: Shapes, elements: int, itemsize: int) -> Node | None:
+        """Autograd's end at a weight that backward steps; None where nothing is allocated for that."""
+        return StepLeaf(elements, itemsize) if s.foreach else None
 
     def backward(self, *, down_to: int = 0) -> None:
         """Runs every operation that a gradient has reached, the last first, until `down_to` of them are left."""
@@ -200,12 +216,34 @@ class CastLeaf(Node):
     Leaves come before everything else that is ready. Source: torch/csrc/autograd/engine.cpp, CompareNodeTaskTime.
     """
 
-    __slots__ = ("_keep",)
+    __slots__ = ("_keep", "_step")
 
-    def __init__(self, keep: Callable[[], Storage | None]) -> None:
+    def __init__(self, keep: Callable[[], Storage | None], step: Node | None) -> None:
         super().__init__(_spent, (), (), False)
         self._keep = keep
+        self._step = step
+
+    def receive(self, gradient: Storage, *, is_view: bool, ledger: Ledger) -> None:
+        """Makes the fp32 gradient while the 16-bit one is alive."""
+        made = self._keep()
+        if self._step is not None and made is not None:
+            gradient.release()
+            self._step.receive(made, is_view=is_view, ledger=ledger)
+
+
+class StepLeaf(Node):
+    """Autograd's end at a weight that is stepped as soon as its gradient is there (optimizer in backward).
+
+    The foreach step makes its temporary for this weight alone; the gradient dies with the hook that stepped.
+    Source: torch/csrc/autograd/functions/accumulate_grad.cpp, AccumulateGrad::apply; training/in_backward.py.
+    """
+
+    __slots__ = ("_sizes",)
+
+    def __init__(self, elements: int, itemsize: int) -> None:
+        super().__init__(_spent, (), (), False)
+        self._sizes = (elements, itemsize)
 
     def receive(self, gradient: Storage, *, is_view: bool, ledger: Ledger) -> None:  # noqa: ARG002
-        """Makes the fp32 gradient while the 16-bit one is alive."""
-        self._keep()
+        """Steps while the gradient is alive."""
+        ledger.free(ledger.new(terms.foreach_temporary, *self._sizes))

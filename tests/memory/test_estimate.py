@@ -143,6 +143,18 @@ def test_tied_embeddings_hold_three_gradients_while_they_are_added_up() -> None:
     assert ledger.moment_peaks()["embedding backward"] - ledger.moment_peaks()["loading"] > 3 * 2 * elements
 
 
+@pytest.mark.parametrize("optimizer", ["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit"])
+def test_stepping_in_backward_never_holds_two_gradients(optimizer: str) -> None:
+    """One more tensor of the embedding's size at most, and where the step makes a temporary, that one too."""
+    fields: dict[str, Any] = {"micro_batch": 1, "seq_len": 256, "loss": "chunked", "optimizer": optimizer}
+    memory = peak_of("full", **fields, optimizer_in_backward=True)
+    embedding = 2 * MINI.vocab_size * MINI.hidden_size
+    tensors = 3 if optimizer == "adamw_torch" else 2
+    assert memory.allocated_bytes - memory.moments["loading"] < tensors * embedding + 100 * MIB
+    assert memory.moments["optimizer step"] == pytest.approx(memory.moments["loading"], abs=MIB)
+    assert memory.components["gradients"] <= 2 * embedding
+
+
 def test_nothing_before_the_first_adapter_is_kept_without_checkpointing() -> None:
     """Layer 0's whole attention keeps no more than what the adapter of its output projection takes."""
     fields: dict[str, Any] = {"gradient_checkpointing": False, "attention": "eager", "micro_batch": 1}
