@@ -33,6 +33,9 @@ METHODS: tuple[Method, ...] = get_args(Method)
 ITEMSIZE: Mapping[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 """Bytes an element."""
 
+SHORTEST_PACKED_TOKENS = 64
+"""What the samples of a packed row have on average at least: shorter ones leave the row's end empty."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantization:
@@ -188,6 +191,15 @@ class Plan:
     def tokens(self) -> int:
         """Tokens in one micro-batch."""
         return self.micro_batch * self.seq_len
+
+    @property
+    def samples(self) -> int:
+        """Samples in one micro-batch: of a packed row at most one for every 64 tokens, and never fewer than two.
+
+        The packer begins another row rather than take more, because variable-length attention makes room for 128
+        tokens more with each.
+        """
+        return self.micro_batch * (max(2, self.seq_len // SHORTEST_PACKED_TOKENS) if self.packing else 1)
 
     @property
     def effective_batch(self) -> int:
@@ -352,6 +364,7 @@ def plan_to_fields(plan: Plan) -> dict[str, Any]:
 __all__ = [
     "ITEMSIZE",
     "METHODS",
+    "SHORTEST_PACKED_TOKENS",
     "Attention",
     "Autocast",
     "Dtype",

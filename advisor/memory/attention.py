@@ -46,24 +46,24 @@ def is_padded(plan: Plan) -> bool:
 
 
 def needs_mask(plan: Plan, arch: Architecture) -> bool:
-    """Whether a mask is materialised: eager attention, a padded batch, sequences that reach the sliding window.
+    """Whether a mask is materialised: eager attention, a padded or packed batch, sequences that reach the window.
 
-    Source: transformers/masking_utils.py, _ignore_causal_mask_sdpa.
+    Source: transformers/masking_utils.py, _ignore_causal_mask_sdpa and find_packed_sequence_indices.
     """
     if plan.attention == "flash_attention_2":
         return False
     windowed = arch.window is not None and plan.seq_len >= arch.window
-    return is_padded(plan) or windowed or plan.attention == "eager"
+    return is_padded(plan) or plan.packing or windowed or plan.attention == "eager"
 
 
 def mask_rows(plan: Plan, arch: Architecture) -> int:
-    """Sequences in the mask: one for all if no padding sets them apart, and eager attention does not spread it out.
+    """Rows in the mask: one for all if nothing sets them apart, and eager attention does not spread it out.
 
     Source: transformers/masking_utils.py, sdpa_mask and eager_mask.
     """
     if not needs_mask(plan, arch):
         return 0
-    return plan.micro_batch if is_padded(plan) or plan.attention == "eager" else 1
+    return plan.micro_batch if is_padded(plan) or plan.packing or plan.attention == "eager" else 1
 
 
 def choose_kernel(

@@ -43,8 +43,14 @@ class Shapes:
     packed: bool
     """flash-attn 2 on a padded batch: the padding is cut out before the kernel and put back after it."""
 
+    samples: int
+    """Sequences that flash-attn 2's variable-length kernel is given; 0: it is not the kernel."""
+
     mask_rows: int
     """Rows of sequences in the attention mask; 0: there is none."""
+
+    position_rows: int
+    """Rows in the rotary tables: one for all, unless each has positions of its own."""
 
     caches: bool
     """Keys and values are copied into a cache: a hand-written loop that holds its outputs and left use_cache on."""
@@ -83,6 +89,11 @@ class Shapes:
 
     foreach: bool
     """That step makes a temporary of the weight's size."""
+
+    @property
+    def joins_rows(self) -> bool:
+        """Packed rows lie head by head and are copied to lie end to end, as the variable-length kernel takes them."""
+        return self.samples > 0 and self.fused and self.batch > 1 and not self.packed
 
     @property
     def query(self) -> int:
@@ -136,8 +147,10 @@ def layer_shapes(
         capability=capability,
         repeat_kv=grouped and (plan.attention == "eager" or (plan.attention == "sdpa" and not shares)),
         packed=plan.attention == "flash_attention_2" and is_padded(plan),
+        samples=plan.samples if plan.attention == "flash_attention_2" and (plan.packing or is_padded(plan)) else 0,
         mask_rows=rows,
-        caches=plan.hold_outputs and not plan.gradient_checkpointing,
+        position_rows=plan.micro_batch if plan.packing else 1,
+        caches=plan.hold_outputs and not plan.gradient_checkpointing and not plan.packing,
         holds_cache=plan.hold_outputs and plan.loss == "standard",
         trained=plan.method == "full",
         quantized=plan.quantization is not None,

@@ -290,7 +290,7 @@ class _Kept(_Layers):
 def _hold_inputs(ledger: Ledger, plan: Plan, arch: Architecture, s: Shapes) -> tuple[list[int], list[int]]:
     """Token ids and rotary tables, alive until backward has ended; the mask, which only checkpointed layers keep."""
     held = [ledger.new(terms.token_ids, s.tokens, 3)]
-    held.append(ledger.new(terms.rotary_table, s.seq, arch.rotary_dim, s.stream))
+    held.append(ledger.new(terms.rotary_table, s.position_rows * s.seq, arch.rotary_dim, s.stream))
     if not s.mask_rows:
         return held, []
     itemsize = 1 if plan.attention == "sdpa" else s.stream

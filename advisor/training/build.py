@@ -14,6 +14,7 @@ from advisor.errors import InputError, PlanError, UnsupportedError
 from advisor.plan import LoraSettings, Plan, Quantization
 from advisor.training.loss import chunk_loss
 from advisor.training.optimizer import build_optimizer
+from advisor.training.packing import separate_samples
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +103,8 @@ def fill_model(causal_lm: Any, plan: Plan, device: torch.device | str) -> BuiltM
     causal_lm.config.use_cache = _keeps_cache(plan)
     if plan.loss == "chunked":
         chunk_loss(causal_lm)
+    if plan.packing and plan.attention == "flash_attention_2":
+        separate_samples(causal_lm.base_model)
     model = causal_lm
     if plan.lora is not None:
         causal_lm.requires_grad_(False)
@@ -126,12 +129,13 @@ def _keeps_cache(plan: Plan) -> bool:
 
     Trainer switches it off. A hand-written loop has the model's default, which is on in training too: forward makes a
     DynamicCache wherever none is passed, and its first update copies each layer's keys and values. Checkpointed
-    layers take it away again.
+    layers take it away again. Packed rows never have one: beside a cache transformers does not look for positions
+    that restart, and attention would cross from sample to sample.
     Source: transformers Trainer (TrainingArguments.use_cache), models/qwen2/modeling_qwen2.py (Qwen2Model.forward),
     utils/generic.py (merge_with_config_defaults), cache_utils.py (DynamicLayer.update), modeling_layers.py; the same
     in 5.8.1 and 5.23.
     """
-    return plan.hold_outputs and not plan.gradient_checkpointing
+    return plan.hold_outputs and not plan.gradient_checkpointing and not plan.packing
 
 
 def _dtype(plan: Plan) -> torch.dtype:

@@ -57,7 +57,11 @@ def settings_of(plan: Plan) -> StepSettings:
 
 
 def make_batch(plan: Plan, vocabulary: int, device: torch.device | str) -> Batch:
-    """One micro-batch of random tokens, with a mask if the plan's worst case has one."""
+    """One micro-batch of random tokens: with a mask if the plan's worst case has one, packed if its rows are.
+
+    Packed rows hold as many samples as the plan allows; their positions restart, and the first label of each is
+    masked, because no token of its own sample comes before it.
+    """
     import torch
 
     shape = (plan.micro_batch, plan.seq_len)
@@ -71,7 +75,21 @@ def make_batch(plan: Plan, vocabulary: int, device: torch.device | str) -> Batch
         if mask.device.type != "meta" and plan.micro_batch > 1:
             mask[1:, -1] = 0
         batch["attention_mask"] = mask
+    if plan.packing:
+        batch["position_ids"] = _restarting_positions(plan, tokens)
+        if tokens.device.type != "meta":
+            batch["labels"].masked_fill_(batch["position_ids"] == 0, -100)
     return batch
+
+
+def _restarting_positions(plan: Plan, tokens: torch.Tensor) -> torch.Tensor:
+    """Positions within samples of one length, which fill each row."""
+    import torch
+
+    if tokens.device.type == "meta":
+        return torch.empty_like(tokens)
+    length = -(-plan.seq_len // (plan.samples // plan.micro_batch))
+    return (torch.arange(plan.seq_len, device=tokens.device) % length).repeat(plan.micro_batch, 1)
 
 
 def wrap_forward(model: Any, autocast: Callable[[], AbstractContextManager[Any]] | None) -> None:

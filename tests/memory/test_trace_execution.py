@@ -180,7 +180,12 @@ def test_the_loop_that_chunks_the_loss_before_torch_2_13(
 @pytest.mark.parametrize("optimizer", ["adamw_torch_fused", "adamw_torch"])
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"gradient_checkpointing": False}, {"loss": "chunked", "seq_len": 1024}, {"dtype": "bfloat16", "seq_len": 512}],
+    [
+        {},
+        {"gradient_checkpointing": False},
+        {"loss": "chunked", "seq_len": 1024},
+        {"dtype": "bfloat16", "seq_len": 512},
+    ],
     ids=["fp32", "no-checkpointing", "chunked", "bf16"],
 )
 def test_stepping_in_backward_is_traced_as_it_runs(
@@ -189,6 +194,29 @@ def test_stepping_in_backward_is_traced_as_it_runs(
     # In fp32 where the peak is inside a product: there oneDNN's bf16 kernel takes a scratchpad of its own.
     fields = {"model": "small", "method": "full", "dtype": "float32", "micro_batch": 2, "seq_len": 256, **settings}
     plan = plan_from_fields({**fields, "optimizer": optimizer, "optimizer_in_backward": True})
+    real = profiled_peak(plan, architecture)
+    if plan.gradient_checkpointing:
+        real -= RANDOM_STATE_BYTES * PHI3["num_hidden_layers"]  # type: ignore[operator]
+    assert traced_peak(plan, architecture) == pytest.approx(real, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("architecture", [PHI3, GROUPED], ids=["phi3", "grouped-tied"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"micro_batch": 1, "seq_len": 512, "gradient_checkpointing": False},
+        {"attention": "eager"},
+        {"gradient_checkpointing": False, "hold_outputs": True},
+    ],
+    ids=["two-rows", "one-row", "eager", "held"],
+)
+def test_packed_rows_are_traced_as_they_run(
+    architecture: dict[str, Any], method: str, settings: dict[str, Any]
+) -> None:
+    fields = {"model": "small", "dtype": "float32", "micro_batch": 2, "seq_len": 256, **METHODS[method], **settings}
+    plan = plan_from_fields({**fields, "packing": True})
     real = profiled_peak(plan, architecture)
     if plan.gradient_checkpointing:
         real -= RANDOM_STATE_BYTES * PHI3["num_hidden_layers"]  # type: ignore[operator]

@@ -30,7 +30,13 @@ def record(
     """Every allocation in order, and the model that made them: loading, `steps` steps, evaluation, saving."""
     # Before the tracker, which looks up the rules of its operators.
     import_bitsandbytes()
-    tracker = Tracker("meta", hardware, padded=plan.padding == "longest" and plan.micro_batch > 1, tokens=plan.seq_len)
+    tracker = Tracker(
+        "meta",
+        hardware,
+        padded=plan.padding == "longest" and plan.micro_batch > 1,
+        tokens=plan.seq_len,
+        samples=plan.samples if plan.packing else 0,
+    )
     skeleton = build_skeleton(plan, architecture)
     progress("loading")
     with tracker:

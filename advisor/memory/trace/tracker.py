@@ -58,9 +58,12 @@ class Tracker(TorchDispatchMode):
         hardware: whose kernels' inner allocations are added.
         padded: what the question "are all of these tokens real?" is answered with, negated.
         tokens: the longest sequence, which is what code asks for when it reads an integer back.
+        samples: how many begin in a packed batch; 0 where none is packed.
     """
 
-    def __init__(self, device: str, hardware: Hardware, *, padded: bool = False, tokens: int = 1) -> None:
+    def __init__(
+        self, device: str, hardware: Hardware, *, padded: bool = False, tokens: int = 1, samples: int = 0
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[Event] = []
         self.places = Places()
@@ -70,6 +73,7 @@ class Tracker(TorchDispatchMode):
         self._hardware = hardware
         self._padded = padded
         self._tokens = tokens
+        self._samples = samples
         self._live: dict[int, tuple[weakref.ref[Any], Allocation]] = {}
         self._rules = kernels.rules(hardware)
         self._blas = kernels.cublas_operations() if isinstance(hardware, Gpu) else frozenset()
@@ -84,7 +88,7 @@ class Tracker(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "meta":
             return self._answer(args[0])
         if func is torch.ops.aten.nonzero.default and args[0].device.type == "meta":
-            func, args = torch.ops.aten.new_empty.default, _as_if_all_were_true(args[0])
+            func, args = torch.ops.aten.new_empty.default, self._found_in(args[0])
             kwargs = {"dtype": torch.int64}
         if func is self._chunked_loss:
             with self:
@@ -142,13 +146,20 @@ class Tracker(TorchDispatchMode):
         """The value of a tensor that has none."""
         if tensor.dtype == torch.bool:
             # A number turned into a truth value asks whether positions restart, as packed sequences' do
-            # (transformers/modeling_flash_attention_utils.py, _is_packed_sequence); `all` asks about the mask.
+            # (transformers/modeling_flash_attention_utils.py, _is_packed_sequence); `all` asks about the mask, or
+            # whether no row holds a second sample (masking_utils.py, find_packed_sequence_indices).
             restarts = self.places.operation.startswith("aten._to_copy")
+            if self._samples:
+                return restarts
             return not restarts and not self._padded
         if tensor.is_floating_point():
             # A gradient scaler asks how many gradients are not finite.
             return 0.0 if self.places.phase == "optimizer step" else 1.0
         return self._tokens
+
+    def _found_in(self, tensor: torch.Tensor) -> tuple[Any, ...]:
+        """Arguments of new_empty for what nonzero finds: where samples begin, or the largest result it can have."""
+        return tensor, (self._samples or tensor.numel(), tensor.dim())
 
     def _locate(self) -> str:
         """The module that the running operation belongs to; sets the moment in backward."""
@@ -328,11 +339,6 @@ def _uses_of_a_lone_gradient() -> int:
         with Watch():  # type: ignore[no-untyped-call]
             loss.backward()
     return min(seen)
-
-
-def _as_if_all_were_true(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Arguments of new_empty for the largest result that nonzero can have."""
-    return tensor, (tensor.numel(), tensor.dim())
 
 
 def adopt_model(tracker: Tracker, model: torch.nn.Module) -> None:
