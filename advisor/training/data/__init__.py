@@ -1,6 +1,6 @@
 """Files or hub ids → tokenised examples with loss masks, split, packed, ordered and batched.
 
-`check_rows` reads without torch, transformers or a tokenizer, so that a preflight can afford it.
+`check_rows` needs neither a tokenizer nor torch, so that a preflight can afford it.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from advisor.training.data.rows import BadRow, BadRows, Place
 from advisor.training.data.samples import FORMATS, Format
-from advisor.training.data.stream import RowStream, check_rows
+from advisor.training.data.stream import RowStream, RowSummary, check_rows
 
 if TYPE_CHECKING:
     from advisor.training.data.collate import Collator
     from advisor.training.data.lengths import LengthSummary
     from advisor.training.data.order import LengthSampler
     from advisor.training.data.packing import PackingGain, packing_gain
-    from advisor.training.data.prepare import MarkedExample, PreparedData, prepare_data
+    from advisor.training.data.prepare import PreparedData, prepare_data
+    from advisor.training.data.survey import MarkedExample, TokenizedSource, mark_example, tokenize_source
 
 __all__ = [
     "FORMATS",
@@ -31,20 +32,27 @@ __all__ = [
     "Place",
     "PreparedData",
     "RowStream",
+    "RowSummary",
+    "TokenizedSource",
     "check_rows",
+    "mark_example",
     "packing_gain",
     "prepare_data",
+    "tokenize_source",
 ]
 
 _LAZY = {
     "Collator": "collate",
     "LengthSampler": "order",
     "LengthSummary": "lengths",
-    "MarkedExample": "prepare",
+    "MarkedExample": "survey",
     "PackingGain": "packing",
     "PreparedData": "prepare",
+    "TokenizedSource": "survey",
+    "mark_example": "survey",
     "packing_gain": "packing",
     "prepare_data": "prepare",
+    "tokenize_source": "survey",
 }
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from advisor.errors import InputError
+from advisor.training.data.literal import SpecialTokens
 from advisor.training.data.rows import RowError
 from advisor.training.data.samples import Alpaca, Completion, Conversation, Message, PlainText, Role, Sample
 
@@ -24,8 +25,11 @@ class Rendered:
 
     text: str
     learned: tuple[Span, ...]
-    plain: bool
+    plain: bool = False
     """No template wrote it: the tokenizer adds what starts a text, and the end of the text is added."""
+
+    hidden: bool = False
+    """Its contents hold text that reads like special tokens; the real ones go by hidden names."""
 
 
 class Renderer:
@@ -33,15 +37,13 @@ class Renderer:
 
     Args:
         tokenizer: a fast tokenizer of transformers.
+        special: its special tokens.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, special: SpecialTokens) -> None:
         self._tokenizer = tokenizer
+        self._special = special
         self._frames: dict[tuple[Role, ...], tuple[str, ...] | None] = {}
-        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        special.update(tokenizer.all_special_tokens)
-        longest_first = sorted(special, key=lambda token: (-len(token), token))
-        self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     @cached_property
     def _template(self) -> str | None:
@@ -64,83 +66,89 @@ class Renderer:
                 why="Nothing says how its turns are to be written.",
                 hint="Use an instruct model, or data with prompt and completion.",
             )
-        joined = sample.as_completion() if isinstance(sample, Alpaca) else sample
-        return _join(joined)
+        return _join(sample.as_completion() if isinstance(sample, Alpaca) else sample)
 
     def _render_chat(self, conversation: Conversation) -> Rendered:
-        self._refuse_special_tokens(conversation.messages)
+        messages = conversation.messages
+        misread = self._first_special(messages)
         if _GENERATION.search(self._template or ""):
-            text, spans = self._marked_by_template(conversation.messages)
+            rendered = None if misread else self._marked_by_template(messages)
         else:
-            text = self._write(conversation.messages)
-            framed = self._marked_by_frame(conversation.messages, text)
-            spans = self._marked_by_prefixes(conversation.messages, text) if framed is None else framed
-        first = sum(message.role == "assistant" for message in conversation.messages[: conversation.learned_from])
-        if not self._special.search(text, spans[-1][0]):
-            text = text[: spans[-1][1]] + self._tokenizer.eos_token
-            spans[-1] = (spans[-1][0], len(text))
-        return Rendered(text, tuple(spans[first:]), plain=False)
+            text = self._write(messages)
+            rendered = self._marked_by_frame(messages, text, hide=misread is not None)
+            if rendered is None and misread is None:
+                rendered = self._marked_by_prefixes(messages, text)
+        if rendered is None:
+            raise RowError(f"{misread}, a special token of the model")
+        first = sum(message.role == "assistant" for message in messages[: conversation.learned_from])
+        return replace(rendered, learned=rendered.learned[first:])
 
-    def _refuse_special_tokens(self, messages: Sequence[Message]) -> None:
+    def _first_special(self, messages: Sequence[Message]) -> str | None:
         for number, message in enumerate(messages, start=1):
-            if found := self._special.search(message.content):
-                raise RowError(f"the {message.role}'s turn {number} contains {found[0]}, a special token of the model")
+            if found := next(self._special.in_text(message.content), None):
+                return f"the {message.role}'s turn {number} contains {found[0]}"
+        return None
 
     def _write(self, messages: Sequence[Message], *, asks: bool = False) -> str:
         """The template's text; `asks` ends it where an answer would begin."""
         from jinja2 import TemplateError
 
-        turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            text: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asks)
+            text: str = self._tokenizer.apply_chat_template(
+                _turns(messages), tokenize=False, add_generation_prompt=asks
+            )
         except TemplateError as error:
             raise RowError(f"the chat template refuses it: {error}") from error
         return text
 
-    def _marked_by_template(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+    def _marked_by_template(self, messages: Sequence[Message]) -> Rendered:
         """For a template that says itself what the model generates."""
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            rendered: Any = render_jinja_template(
-                [turns],
+            written: Any = render_jinja_template(
+                [_turns(messages)],
                 chat_template=self._template,
                 return_assistant_tokens_mask=True,
                 **self._tokenizer.special_tokens_map,
             )
         except TemplateError as error:
             raise RowError(f"the chat template refuses it: {error}") from error
-        text: str = rendered[0][0]
-        spans: list[Span] = rendered[1][0]
+        text: str = written[0][0]
+        spans: list[Span] = written[1][0]
         if len(spans) != sum(message.role == "assistant" for message in messages):
             raise RowError("the chat template does not mark each of the assistant's turns")
-        starts = [start for start, _ in spans[1:]] + [len(text)]
-        return text, [
-            (start, stop) if self._special.search(text, start, stop) else (start, self._end_of_turn(text, stop, limit))
-            for (start, stop), limit in zip(spans, starts, strict=True)
+        limits = [start for start, _ in spans[1:]] + [len(text)]
+        ends = [
+            stop if any(self._special.in_text(text, start, stop)) else self._end_of_turn(text, stop, limit)
+            for (start, stop), limit in zip(spans, limits, strict=True)
         ]
+        return self._ended(text, [(start, end) for (start, _), end in zip(spans, ends, strict=True)])
 
-    def _marked_by_frame(self, messages: Sequence[Message], text: str) -> list[Span] | None:
+    def _marked_by_frame(self, messages: Sequence[Message], text: str, *, hide: bool) -> Rendered | None:
         """The assistant's contents inside what the template writes around contents; None if they are not there so."""
         frame = self._frame(tuple(message.role for message in messages))
-        if frame is None:
+        contents = [message.content for message in messages]
+        if frame is not None and _fill(frame, contents) != text:
+            contents = [content.strip() for content in contents]  # what `| trim` does
+        if frame is None or _fill(frame, contents) != text:
             return None
-        for contents in ([m.content for m in messages], [m.content.strip() for m in messages]):
-            pieces = [part for pair in zip(frame, [*contents, ""], strict=True) for part in pair]
-            if "".join(pieces) != text:
-                continue
-            starts, at = [], 0
-            for before, content in zip(frame, [*contents, ""], strict=True):
-                starts.append(at + len(before))
-                at += len(before) + len(content)
-            return [
-                (start, self._end_of_turn(text, start + len(content), stop))
-                for start, content, stop, message in zip(starts, contents, [*starts[1:-1], at], messages, strict=False)
-                if message.role == "assistant"
-            ]
-        return None
+        if hide:
+            frame = tuple(self._special.hide(part) for part in frame)
+            text = _fill(frame, contents)
+        starts, at = [], 0
+        for before, content in zip(frame, contents, strict=False):
+            starts.append(at + len(before))
+            at = starts[-1] + len(content)
+        limits = [*starts[1:], len(text)]
+        spans = [
+            (start, self._end_of_turn(text, start + len(content), limit))
+            for start, content, limit, message in zip(starts, contents, limits, messages, strict=True)
+            if message.role == "assistant"
+        ]
+        closed = spans[-1][1] > starts[-1] + len(contents[-1])
+        return self._ended(text, spans, closed=closed, hidden=hide)
 
     def _frame(self, roles: tuple[Role, ...]) -> tuple[str, ...] | None:
         """What the template writes before, between and after the contents of turns with these roles.
@@ -156,12 +164,11 @@ class Renderer:
             for role, mark in zip(roles, marks, strict=True):
                 if mark not in text:
                     raise RowError(f"the chat template leaves the {role}'s turn out")
-            parts = re.split("\ue000\\d+\ue001", text)
-            in_order = [found[0] for found in re.finditer("\ue000\\d+\ue001", text)] == marks
-            self._frames[roles] = tuple(parts) if in_order else None
+            in_order = re.findall("\ue000\\d+\ue001", text) == marks
+            self._frames[roles] = tuple(re.split("\ue000\\d+\ue001", text)) if in_order else None
         return self._frames[roles]
 
-    def _marked_by_prefixes(self, messages: Sequence[Message], text: str) -> list[Span]:
+    def _marked_by_prefixes(self, messages: Sequence[Message], text: str) -> Rendered:
         """For a template that changes contents: from the end of each request to where its answer's turn ends.
 
         Raises:
@@ -175,10 +182,10 @@ class Renderer:
             answered = self._write(messages[: number + 1])
             if not text.startswith(asked):
                 raise RowError(f"the chat template writes turn {number + 1} so that its answer cannot be told apart")
-            same = len(text) if number + 1 == len(messages) else _common_prefix(text, answered)
-            ends = [found.end() for found in self._special.finditer(text, len(asked), same)]
+            same = len(text) if number + 1 == len(messages) else _common(text, answered)
+            ends = [found.end() for found in self._special.in_text(text, len(asked), same)]
             spans.append((len(asked), ends[-1] if ends else same))
-        return spans
+        return self._ended(text, spans)
 
     def _end_of_turn(self, text: str, at: int, limit: int) -> int:
         """Where what the model has to say to end its turn ends.
@@ -186,17 +193,37 @@ class Renderer:
         In the middle, the first special token after the content, before the next content at `limit`; after the last
         content, every special token that follows.
         """
-        found = [match.end() for match in self._special.finditer(text, at, limit)]
+        found = [match.end() for match in self._special.in_text(text, at, limit)]
         if not found:
             return at
         return found[-1] if limit == len(text) else found[0]
+
+    def _ended(self, text: str, spans: list[Span], *, closed: bool | None = None, hidden: bool = False) -> Rendered:
+        """With the end of text after a last answer that no special token closes."""
+        if closed is None:
+            closed = any(self._special.in_text(text, *spans[-1]))
+        eos = self._tokenizer.eos_token
+        if not closed and eos is not None:
+            start, stop = spans[-1]
+            text = text[:stop] + (self._special.hide(eos) if hidden else eos)
+            spans[-1] = (start, len(text))
+        return Rendered(text, tuple(spans), hidden=hidden)
+
+
+def _common(one: str, other: str) -> int:
+    """Characters with which both begin."""
+    shortest = min(len(one), len(other))
+    return next((at for at in range(shortest) if one[at] != other[at]), shortest)
+
+
+def _turns(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def _fill(frame: Sequence[str], contents: Sequence[str]) -> str:
+    return "".join(part for pair in zip(frame, [*contents, ""], strict=True) for part in pair)
 
 
 def _join(sample: Completion) -> Rendered:
     text = sample.prompt + sample.completion
     return Rendered(text, ((len(sample.prompt), len(text)),), plain=True)
-
-
-def _common_prefix(one: str, other: str) -> int:
-    shortest = min(len(one), len(other))
-    return next((at for at in range(shortest) if one[at] != other[at]), shortest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -44,10 +45,12 @@ def decode(line: bytes) -> str | RowError:
 def _skip_line(file: BinaryIO) -> int:
     """Reads on to the line's end; returns its bytes."""
     skipped = 0
-    while part := file.readline(_CHUNK):
-        skipped += len(part)
-        if part.endswith(b"\n"):
-            break
+    while block := file.read(_CHUNK):
+        end = block.find(b"\n") + 1
+        if end:
+            file.seek(end - len(block), os.SEEK_CUR)
+            return skipped + end
+        skipped += len(block)
     return skipped
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from advisor.training.data.batches import batches_of
 from advisor.training.data.lengths import bucket_length
-from advisor.training.data.order import batches_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,7 +95,7 @@ def pack(lengths: Sequence[int] | NDArray[np.int64], seq_len: int) -> list[list[
     return rows
 
 
-def packing_gain(lengths: Sequence[int], seq_len: int, micro_batch: int) -> PackingGain:
+def packing_gain(lengths: Sequence[int] | NDArray[np.int64], seq_len: int, micro_batch: int) -> PackingGain:
     """What packing would save over batches of rows of similar lengths, padded to the bucket of the longest.
 
     Args:

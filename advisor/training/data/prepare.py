@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,23 +12,11 @@ from advisor.training.data.lengths import LengthSummary
 from advisor.training.data.packing import pack
 from advisor.training.data.rows import BadRows
 from advisor.training.data.samples import Format
-from advisor.training.data.stream import RowStream
-from advisor.training.data.tokens import MASKED, TokenizedRow, tokenize_rows
+from advisor.training.data.survey import MarkedExample, mark_example, tokenize_source
+from advisor.training.data.tokens import MASKED, TokenizedRow
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MarkedExample:
-    """One row as the model sees it."""
-
-    pieces: tuple[tuple[str, bool], ...]
-    """Its text in order, each piece with whether it carries loss."""
-
-    tokens: int
-    learned: int
-    """Tokens that carry loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,36 +83,30 @@ def prepare_data(
     """
     if seq_len is not None and seq_len > context:
         raise InputError(f"A sequence length of {seq_len:,} is more than the model's context of {context:,}.")
-    stream = RowStream(source)
-    rows = list(tokenize_rows(stream, tokenizer, context=context, bad=stream.bad))
-    bad = stream.bad.summary()
-    if not skip_bad_rows or not rows:
-        bad.refuse(source, stream.read)
-    assert stream.format is not None
-    lengths = LengthSummary(np.sort(np.array([len(row.ids) for row in rows], dtype=np.int64)))
-    chosen = lengths.fitting_seq_len(context) if seq_len is None else seq_len
-    kept = [cut for row in rows if (cut := row.cut(chosen)).learned.any()]
+    found = tokenize_source(source, tokenizer, context=context, skip_bad_rows=skip_bad_rows)
+    chosen = found.lengths.fitting_seq_len(context) if seq_len is None else seq_len
+    kept = [cut for row in found.rows if (cut := row.cut(chosen)).learned.any()]
     if not kept:
         raise InputError(
             f"Nothing that carries loss is within the first {chosen:,} tokens of any row of {source}.",
-            why=f"The rows have up to {lengths.longest:,} tokens, and answers come last.",
+            why=f"The rows have up to {found.lengths.longest:,} tokens, and answers come last.",
             hint="Give a larger --seq-len.",
         )
     train, held_out = split(len(kept), validation, seed)
     return PreparedData(
         train=_dataset([kept[i] for i in train], chosen if packing else None),
         validation=_dataset([kept[i] for i in held_out], chosen if packing else None) if held_out else None,
-        format=stream.format,
-        lengths=lengths,
+        format=found.format,
+        lengths=found.lengths,
         first=mark_example(kept[0], tokenizer),
         seq_len=chosen,
-        truncated=lengths.truncated(chosen),
-        unlearnable=len(rows) - len(kept),
-        bad=bad,
+        truncated=found.lengths.truncated(chosen),
+        unlearnable=len(found.rows) - len(kept),
+        bad=found.bad,
         train_samples=len(train),
         validation_samples=len(held_out),
         pad_token_id=tokenizer.pad_token_id,
-        notes=stream.notes,
+        notes=found.notes,
     )
 
 
@@ -154,17 +135,3 @@ def _dataset(rows: list[TokenizedRow], packed_to: int | None) -> Dataset:
         name: pyarrow.LargeListArray.from_arrays(offsets, pyarrow.array(values)) for name, values in columns.items()
     }
     return Dataset(pyarrow.table({**lists, "length": pyarrow.array(lengths)}))
-
-
-def mark_example(row: TokenizedRow, tokenizer: Any) -> MarkedExample:
-    """The row as text again, in pieces that carry loss and pieces that do not."""
-    edges = [0, *(np.flatnonzero(np.diff(row.learned)) + 1).tolist(), len(row.ids)]
-    pieces: list[tuple[str, bool]] = []
-    written = ""
-    for start, stop in pairwise(edges):
-        text = tokenizer.decode(row.ids[:stop].tolist(), clean_up_tokenization_spaces=False)
-        # A decoder may treat a text's first and last characters specially; then the piece is decoded alone.
-        piece = text[len(written) :] if text.startswith(written) else tokenizer.decode(row.ids[start:stop].tolist())
-        pieces.append((piece, bool(row.learned[start])))
-        written = text
-    return MarkedExample(pieces=tuple(pieces), tokens=len(row.ids), learned=int(row.learned.sum()))

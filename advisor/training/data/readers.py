@@ -80,17 +80,18 @@ def _refuse_single_object(path: Path, name: str) -> None:
         InputError: a dict of lists, or an object around the rows.
     """
     lines = (line for _, line in read_lines(path, name) if isinstance(line, RowError) or line.strip())
-    first, second = next(lines, None), next(lines, None)
+    first, second = next(lines, ""), next(lines, "")
     value = parse_object(first) if isinstance(first, str) else first
-    if isinstance(value, Mapping) and (second is not None or _is_row(value)):
+    if isinstance(value, Mapping) and (second or _is_row(value)):
         return
-    if isinstance(value, RowError) and second is None:
-        return  # a single bad line says itself what it is
+    if isinstance(value, RowError) and (not second or isinstance(second, RowError) or second.startswith("{")):
+        return  # lines, of which the first says itself what is wrong with it
+    if isinstance(value, RowError) and path.stat().st_size <= MAX_ROW_BYTES:
+        value = parse_object(path.read_text("utf-8-sig", errors="replace"))
     columns = value if isinstance(value, Mapping) else {}
-    lists = [key for key, column in columns.items() if isinstance(column, list)]
-    what = f"one object with lists: {', '.join(shown(key, 24) for key in lists[:6])}" if lists else "one object"
+    lists = [shown(key, 24) for key, column in columns.items() if isinstance(column, list)]
     raise InputError(
-        f"{name} holds {what}.",
+        f"{name} is one object{', a dict of lists: ' + ', '.join(lists[:6]) if lists else ''}.",
         why="Rows are read from an array of objects, or from one object a line.",
         hint='Write [{"prompt": …, "completion": …}, …]; pandas does with to_json(orient="records").',
     )
@@ -112,33 +113,36 @@ def read_csv(path: Path, name: str) -> Iterator[RawRow]:
     """A header and rows, separated by commas, semicolons or tabs, whichever gives columns that are understood.
 
     Raises:
-        InputError: the file is empty, or a quote is not closed.
+        InputError: the file is empty, its header cannot be read, or a quote is not closed.
     """
     csv.field_size_limit(MAX_ROW_BYTES)  # the module's own limit is 128 KiB, for the whole process
     lines = _CsvLines(path, name)
-    header: list[str] | None = None
-    reader: Iterator[list[str]] = iter(())
-    delimiter = ","
+    header, delimiter = _csv_header(lines, name)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         lines.bad = None
-        started = lines.number + 1
+        place = Place(file=name, number=lines.number + 1)
         try:
-            if header is None:
-                first = next(lines)
-                delimiter = _delimiter(first)
-                header = [column.strip() for column in next(csv.reader([first], delimiter=delimiter, strict=True))]
-                reader = csv.reader(lines, delimiter=delimiter, strict=True)
-                continue
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            reason = lines.bad or _csv_reason(error, f"{name}, line {started:,}")
-            yield RawRow(Place(file=name, number=started), reason)
+            yield RawRow(place, lines.bad or _csv_reason(error, place))
             continue
-        if not fields:
-            continue
-        yield RawRow(Place(file=name, number=started), _csv_row(header, fields))
+        if fields:
+            yield RawRow(place, _csv_row(header, fields))
+
+
+def _csv_header(lines: _CsvLines, name: str) -> tuple[list[str], str]:
+    """The columns' names, and what separates them."""
+    try:
+        first = next(lines)
+        delimiter = _delimiter(first)
+        return [column.strip() for column in next(csv.reader([first], delimiter=delimiter, strict=True))], delimiter
+    except (csv.Error, StopIteration) as error:
+        raise InputError(
+            f"The header of {name} cannot be read.", why=str(error), hint="The first line has the columns' names."
+        ) from error
 
 
 def _csv_row(header: list[str], fields: list[str]) -> Mapping[str, Any] | RowError:
@@ -147,7 +151,7 @@ def _csv_row(header: list[str], fields: list[str]) -> Mapping[str, Any] | RowErr
     return dict(zip(header, fields, strict=True))
 
 
-def _csv_reason(error: csv.Error, place: str) -> RowError:
+def _csv_reason(error: csv.Error, place: Place) -> RowError:
     """Why a row is not CSV.
 
     Raises:

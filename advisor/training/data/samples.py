@@ -188,6 +188,7 @@ def _kind(value: object) -> str:
 _KINDS: Mapping[type, str] = {
     type(None): "null",
     bool: "a boolean",
+    str: "text",
     int: "a number",
     float: "a number",
     list: "a list",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from advisor.errors import InputError, shown
+from advisor.shipped_data import shipped_dataset, shipped_datasets
 
 Kind = Literal["jsonl", "json", "csv", "parquet"]
 
@@ -53,7 +54,7 @@ class HubDataset:
 
 
 def find_source(source: str) -> Files | HubDataset:
-    """A path if it exists or looks like one, a hub id otherwise.
+    """A path if it exists or looks like one; a data set that comes with the package; a hub id otherwise.
 
     Raises:
         InputError: there is no such file, it is of no known kind, or a folder holds several kinds or none.
@@ -68,12 +69,14 @@ def find_source(source: str) -> Files | HubDataset:
             return _one_file(path)
     except OSError as error:
         raise InputError(f"{shown(source)} cannot be opened.", why=str(error)) from error
+    if (shipped := shipped_dataset(source)) is not None:
+        return _one_file(Path(shipped))
     if _HUB_ID.fullmatch(source) and _kind_of(Path(source.partition(":")[0])) is None:
         name, _, config = source.partition(":")
         return HubDataset(id=name, config=config or None)
     raise InputError(
         f"There is no file or folder {shown(source)}.",
-        hint="Check the path; a data set on the hub is written owner/name.",
+        hint=f"Check the path. {', '.join(shipped_datasets())} comes with this tool; on the hub: owner/name.",
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from advisor.training.data.chat import Rendered, Renderer
+from advisor.training.data.literal import SpecialTokens
 from advisor.training.data.rows import BadRowLog, Place, RowError
 
 if TYPE_CHECKING:
@@ -49,11 +50,11 @@ def tokenize_rows(
         context: tokens that the model can see at once.
         bad: takes rows that no template renders, that have no loss, or that are longer than the context.
     """
-    renderer = Renderer(tokenizer)
-    special = np.array(sorted(i for i, t in tokenizer.added_tokens_decoder.items() if t.special), dtype=np.int32)
-    rendered = _render(samples, renderer, bad)
+    special = SpecialTokens(tokenizer)
+    rendered = _render(samples, Renderer(tokenizer, special), bad)
+    tokenize = _Tokenize(tokenizer, special)
     while some := list(islice(rendered, _BATCH)):
-        rows = _tokenize([row for _, row in some], tokenizer, special)
+        rows = tokenize([row for _, row in some])
         for (place, _), row in zip(some, rows, strict=True):
             if len(row.ids) > context:
                 bad.add(place, RowError(f"{len(row.ids):,} tokens; the model's context is {context:,}"))
@@ -73,21 +74,31 @@ def _render(
             bad.add(place, error)
 
 
-def _tokenize(rows: Sequence[Rendered], tokenizer: Any, special: Ids) -> list[TokenizedRow]:
-    """All rows of one format, so all are plain or none is."""
-    plain = rows[0].plain
-    encoded = tokenizer([row.text for row in rows], add_special_tokens=plain, verbose=False).encodings
-    return [_mark(row, encoding, tokenizer, special) for row, encoding in zip(rows, encoded, strict=True)]
+class _Tokenize:
+    """Strings → rows, a batch at a time."""
 
+    def __init__(self, tokenizer: Any, special: SpecialTokens) -> None:
+        self._tokenizer = tokenizer
+        self._special = special
+        self._ids = np.array(sorted(i for i, t in tokenizer.added_tokens_decoder.items() if t.special), dtype=np.int32)
 
-def _mark(row: Rendered, encoding: Any, tokenizer: Any, special: Ids) -> TokenizedRow:
-    ids = np.array(encoding.ids, dtype=np.int32)
-    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-    learned = learned_tokens(ids, offsets, row.learned, special)
-    if row.plain:
-        ids, learned = _bounded(ids, learned, tokenizer.bos_token_id, tokenizer.eos_token_id)
-    learned[:1] = False
-    return TokenizedRow(ids, learned)
+    def __call__(self, rows: Sequence[Rendered]) -> list[TokenizedRow]:
+        """All rows are of one format, so all are plain or none is."""
+        texts = ["" if row.hidden else row.text for row in rows]
+        encoded = self._tokenizer(texts, add_special_tokens=rows[0].plain, verbose=False).encodings
+        return [self._mark(row, encoding) for row, encoding in zip(rows, encoded, strict=True)]
+
+    def _mark(self, row: Rendered, encoding: Any) -> TokenizedRow:
+        ids, characters = encoding.ids, encoding.offsets
+        if row.hidden:
+            ids, characters = self._special.encode_hidden(row.text)
+        ids = np.asarray(ids, dtype=np.int32)
+        offsets = np.array(characters, dtype=np.int64).reshape(-1, 2)
+        learned = learned_tokens(ids, offsets, row.learned, self._ids)
+        if row.plain:
+            ids, learned = _bounded(ids, learned, self._tokenizer.bos_token_id, self._tokenizer.eos_token_id)
+        learned[:1] = False
+        return TokenizedRow(ids, learned)
 
 
 def learned_tokens(ids: Ids, offsets: NDArray[np.int64], spans: Iterable[tuple[int, int]], special: Ids) -> Flags:
