@@ -312,7 +312,7 @@ def _source_from_hub(hub_id: str) -> ModelSource:
     try:
         cached = try_to_load_from_cache(hub_id, "config.json")
         if not isinstance(cached, str):
-            _require_hub_name()
+            require_hub_name()
         path = cached if isinstance(cached, str) else hf_hub_download(hub_id, "config.json")
     except Exception as error:  # the hub client raises some twenty kinds; each means: no config.json
         raise EnvironmentLacksError(
@@ -323,7 +323,7 @@ def _source_from_hub(hub_id: str) -> ModelSource:
     return _source_from_config(read_json(path), name=hub_id, source=f"config.json of {hub_id}")
 
 
-def _require_hub_name() -> None:
+def require_hub_name() -> None:
     """Looks the hub's host up once, so that no network is said at once and not after five retries.
 
     Raises:

@@ -14,6 +14,7 @@ _SUBCOMMANDS = {
     "estimate": "Memory of one plan, in closed form.",
     "export": "A plan as another tool's configuration.",
     "gpus": "Methods against every known GPU.",
+    "merge": "A run's adapter into its base model, on the CPU.",
     "models": "Known models.",
     "trace": "Memory of one plan, from the installed code run without storage.",
 }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the fast answer imports no more than it uses
     from advisor.speed import Speed
     from advisor.survey import SurveyRow
     from advisor.traced import Survival, TracedPlan
+    from advisor.training.merge import Merged
 
 SCHEMA = 1
 
@@ -266,4 +267,22 @@ def models_object(profiles: tuple[ModelProfile, ...]) -> dict[str, Any]:
             }
             for profile in profiles
         ],
+    }
+
+
+def merge_object(merged: Merged) -> dict[str, Any]:
+    """A merge that is done: where it is, what it took."""
+    merge = merged.merge
+    return {
+        "schema": SCHEMA,
+        "run": merge.run,
+        "base": merge.base_name,
+        "out": merge.out,
+        "dtype": merge.dtype,
+        "modules": len(merge.modules),
+        "files": list(merged.files),
+        "needed_ram_bytes": merge.ram_bytes,
+        "peak_ram_bytes": merged.peak_ram_bytes,
+        "disk_bytes": merge.disk_bytes,
+        "seconds": round(merged.seconds, 3),
     }

@@ -94,7 +94,39 @@ def render_card(plan: Plan, card: CardFacts, *, folder: str, weights: str) -> st
     )
 
 
-def hub_id_of(base_model: str, plan_model: str) -> str | None:
+def render_merged_card(base_model: str, *, folder: str) -> str:
+    """The README.md of an adapter that was merged into its base model."""
+    base, licence = hub_id_of(base_model), license_of(base_model)
+    here = json.dumps(folder, ensure_ascii=False)
+    return "\n".join(
+        [
+            "---",
+            *([f"base_model: {json.dumps(base)}", "base_model_relation: finetune"] if base else []),
+            "library_name: transformers",
+            *([f"license: {licence}"] if licence else []),
+            "pipeline_tag: text-generation",
+            "tags:",
+            "- phi3-advise",
+            "- lora",
+            "- merged",
+            "---",
+            "",
+            f"# A LoRA merged into {model_name(base_model)}",
+            "",
+            "Merged with phi3-advise: the adapter's update is part of the weights, and PEFT is not needed.",
+            "",
+            "```python",
+            *_IMPORTS,
+            "",
+            f'model = AutoModelForCausalLM.from_pretrained({here}, dtype="auto")',
+            *_generating(here),
+            "```",
+            "",
+        ]
+    )
+
+
+def hub_id_of(base_model: str, plan_model: str = "") -> str | None:
     """The base model's name on the hub: what was given if it is one, or else what the plan's profile says."""
     if _HUB_ID.fullmatch(base_model) and not os.path.exists(base_model):
         return base_model
@@ -158,7 +190,7 @@ def _front_matter(plan: Plan, card: CardFacts) -> list[str]:
 def _loading(plan: Plan, card: CardFacts, folder: str) -> list[str]:
     """The base is loaded from where it was given; a trained model from its own folder."""
     here = json.dumps(folder, ensure_ascii=False)
-    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+    lines = [*_IMPORTS, ""]
     if plan.method == "full":
         lines.append(f'model = AutoModelForCausalLM.from_pretrained({here}, dtype="auto")')
     else:
@@ -166,8 +198,14 @@ def _loading(plan: Plan, card: CardFacts, folder: str) -> list[str]:
         lines = ["from peft import PeftModel", *lines]
         lines.append(f'base = AutoModelForCausalLM.from_pretrained({base}, dtype="auto")')
         lines.append(f"model = PeftModel.from_pretrained(base, {here})")
+    return [*lines, *_generating(here)]
+
+
+_IMPORTS = ("from transformers import AutoModelForCausalLM, AutoTokenizer",)
+
+
+def _generating(here: str) -> list[str]:
     return [
-        *lines,
         f"tokenizer = AutoTokenizer.from_pretrained({here})",
         'messages = [{"role": "user", "content": "Hello"}]',
         'inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")',
@@ -206,4 +244,4 @@ def _plan_lines(plan: Plan) -> list[str]:
     return plan_to_toml(plan).splitlines()
 
 
-__all__ = ["CardFacts", "data_name", "hub_id_of", "license_of", "model_name", "render_card"]
+__all__ = ["CardFacts", "data_name", "hub_id_of", "license_of", "model_name", "render_card", "render_merged_card"]

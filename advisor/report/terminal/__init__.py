@@ -8,6 +8,7 @@ from advisor.report.terminal.error import render_error
 from advisor.report.terminal.estimate import render_estimate
 from advisor.report.terminal.explain import render_explain
 from advisor.report.terminal.lists import render_models, render_survey
+from advisor.report.terminal.merge import render_merge_needs, render_merged
 from advisor.report.terminal.recipe import render_recipe
 from advisor.report.terminal.trace import render_trace
 
@@ -17,6 +18,8 @@ __all__ = [
     "render_error",
     "render_estimate",
     "render_explain",
+    "render_merge_needs",
+    "render_merged",
     "render_models",
     "render_recipe",
     "render_survey",
