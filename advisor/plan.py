@@ -33,8 +33,17 @@ METHODS: tuple[Method, ...] = get_args(Method)
 ITEMSIZE: Mapping[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 """Bytes an element."""
 
-SHORTEST_PACKED_TOKENS = 64
-"""What the samples of a packed row have on average at least: shorter ones leave the row's end empty."""
+_FEWEST_PACKED_SAMPLES = 16
+_SHORTEST_PACKED_TOKENS = 64
+
+
+def most_packed_samples(seq_len: int) -> int:
+    """Samples in a packed row at most: one for every 64 tokens, and 16 of however few.
+
+    The packer begins another row rather than take more, so that memory is known before the data is:
+    variable-length attention makes room for 128 tokens more with each (flash_attn/flash_api.cpp, mha_varlen_bwd).
+    """
+    return max(_FEWEST_PACKED_SAMPLES, seq_len // _SHORTEST_PACKED_TOKENS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,12 +203,8 @@ class Plan:
 
     @property
     def samples(self) -> int:
-        """Samples in one micro-batch: of a packed row at most one for every 64 tokens, and never fewer than two.
-
-        The packer begins another row rather than take more, because variable-length attention makes room for 128
-        tokens more with each.
-        """
-        return self.micro_batch * (max(2, self.seq_len // SHORTEST_PACKED_TOKENS) if self.packing else 1)
+        """Sequences in one micro-batch that attention keeps apart; the end of a packed row may be padding, as one more."""
+        return self.micro_batch * (most_packed_samples(self.seq_len) + 1 if self.packing else 1)
 
     @property
     def effective_batch(self) -> int:
@@ -364,7 +369,6 @@ def plan_to_fields(plan: Plan) -> dict[str, Any]:
 __all__ = [
     "ITEMSIZE",
     "METHODS",
-    "SHORTEST_PACKED_TOKENS",
     "Attention",
     "Autocast",
     "Dtype",
@@ -376,6 +380,7 @@ __all__ = [
     "Padding",
     "Plan",
     "Quantization",
+    "most_packed_samples",
     "plan_from_fields",
     "plan_to_fields",
 ]

@@ -34,11 +34,9 @@ def attend(tape: Tape, s: Shapes, q: Value, k: Value, v: Value) -> tuple[Value, 
     if s.packed:
         k, v, q = (_unpad(tape, s, x, width) for x, width in ((k, s.kv), (v, s.kv), (q, s.query)))
         return _pad(tape, s, _flash(tape, s, q, k, v)), None
-    if s.joins_rows:
-        q, k = (_joined(tape, s, x, width) for x, width in ((q, s.query), (k, s.kv)))
     if s.kernel in ("flash", "cudnn"):
         out = _flash(tape, s, q, k, v)
-        return (_in_order(tape, s, out) if s.fused and not s.joins_rows else out), None
+        return (_in_order(tape, s, out) if s.fused else out), None
     return _efficient(tape, s, q, k, v), None
 
 
@@ -50,16 +48,6 @@ def _in_order(tape: Tape, s: Shapes, out: Value) -> Value:
 
     storage = tape.new(terms.attention_output, s.tokens, s.query, out.itemsize)
     return Value(storage, out.itemsize, tape.record(rule, out.node, views=True))
-
-
-def _joined(tape: Tape, s: Shapes, x: Value, width: int) -> Value:
-    """Rows end to end. Source: modeling_flash_attention_utils.py, _flash_attention_forward with given borders."""
-
-    def rule(node: Node) -> Gradients:
-        return (node.take(),)
-
-    storage = tape.new(terms.rotated, s.tokens, width, x.itemsize)
-    return Value(storage, x.itemsize, tape.record(rule, x.node, views=True))
 
 
 def _unpad(tape: Tape, s: Shapes, x: Value, width: int) -> Value:
@@ -142,7 +130,7 @@ def _flash(tape: Tape, s: Shapes, q: Value, k: Value, v: Value) -> Value:
     statistics = tape.new(terms.attention_statistics, s.tokens, s.heads)
 
     def rule(_: Node) -> Gradients:
-        copies = s.fused and not (s.packed or s.joins_rows)
+        copies = s.fused and not s.packed
         copy = tape.new(terms.attention_output, s.tokens, s.query, itemsize) if copies else None
         gradients = _gradients(tape, s, itemsize)
         rows = s.tokens + 128 * s.samples if s.samples else s.batch * _round_up(s.seq, 128)

@@ -91,11 +91,6 @@ class Shapes:
     """That step makes a temporary of the weight's size."""
 
     @property
-    def joins_rows(self) -> bool:
-        """Packed rows lie head by head and are copied to lie end to end, as the variable-length kernel takes them."""
-        return self.samples > 0 and self.fused and self.batch > 1 and not self.packed
-
-    @property
     def query(self) -> int:
         """Width of all query heads together."""
         return self.heads * self.head_dim
@@ -126,10 +121,11 @@ def layer_shapes(
     kernel, _ = choose_kernel(plan, arch, capability=capability, backend=backend)
     rows = mask_rows(plan, arch)
     grouped = arch.heads != arch.kv_heads
+    end_to_end = plan.packing and plan.attention == "flash_attention_2"
     shares = rows == 0 and arch.head_dim <= _LARGEST_SHARED_HEAD
     return Shapes(
-        batch=plan.micro_batch,
-        seq=plan.seq_len,
+        batch=1 if end_to_end else plan.micro_batch,
+        seq=plan.tokens if end_to_end else plan.seq_len,
         tokens=plan.tokens,
         hidden=arch.hidden_size,
         intermediate=arch.intermediate_size,
@@ -147,9 +143,9 @@ def layer_shapes(
         capability=capability,
         repeat_kv=grouped and (plan.attention == "eager" or (plan.attention == "sdpa" and not shares)),
         packed=plan.attention == "flash_attention_2" and is_padded(plan),
-        samples=plan.samples if plan.attention == "flash_attention_2" and (plan.packing or is_padded(plan)) else 0,
+        samples=plan.samples if end_to_end or (plan.attention == "flash_attention_2" and is_padded(plan)) else 0,
         mask_rows=rows,
-        position_rows=plan.micro_batch if plan.packing else 1,
+        position_rows=plan.micro_batch if plan.packing and not end_to_end else 1,
         caches=plan.hold_outputs and not plan.gradient_checkpointing and not plan.packing,
         holds_cache=plan.hold_outputs and plan.loss == "standard",
         trained=plan.method == "full",

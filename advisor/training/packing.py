@@ -2,10 +2,13 @@
 
 transformers sees in `position_ids` that positions restart. For sdpa and eager attention it then makes a block mask,
 batch × 1 × tokens × tokens, which rules SDPA's flash kernel out (masking_utils.py, find_packed_sequence_indices). For
-flash-attn 2 it calls the variable-length kernel, but only where the batch is a single row, and looks at the positions
-again in every layer (modeling_flash_attention_utils.py, _is_packed_sequence): rows side by side would attend across
-samples. So the borders of all rows are computed here, once a forward, and given to it. flash-attn 2, where it is
-installed and the GPU has it, is therefore the variable-length path; everywhere else the block mask is.
+flash-attn 2 it calls the variable-length kernel, but only where the batch is a single row, so the collator lays rows
+end to end; and it looks at the positions, waits for the GPU and copies queries, keys and values again in every layer
+(modeling_flash_attention_utils.py, _is_packed_sequence and _prepare_from_posids). So the borders of all samples are
+computed here, once a forward, and given to it.
+
+flash-attn 2, where it is installed and the GPU has it, is therefore the variable-length path; everywhere else the block
+mask is. torch's own variable-length function (torch.nn.attention.varlen, 2.10 on) runs on CUDA alone.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def make_batch(plan: Plan, vocabulary: int, device: torch.device | str) -> Batch
     """One micro-batch of random tokens: with a mask if the plan's worst case has one, packed if its rows are.
 
     Packed rows hold as many samples as the plan allows; their positions restart, and the first label of each is
-    masked, because no token of its own sample comes before it.
+    masked, because no token of its own sample comes before it. For flash-attn 2 they lie end to end.
     """
     import torch
 
@@ -79,6 +79,8 @@ def make_batch(plan: Plan, vocabulary: int, device: torch.device | str) -> Batch
         batch["position_ids"] = _restarting_positions(plan, tokens)
         if tokens.device.type != "meta":
             batch["labels"].masked_fill_(batch["position_ids"] == 0, -100)
+        if plan.attention == "flash_attention_2":
+            return {name: tensor.view(1, -1) for name, tensor in batch.items()}
     return batch
 
 

@@ -10,8 +10,9 @@ import torch
 from torch.nn import functional
 from transformers import modeling_flash_attention_utils as flash
 
-from advisor.plan import SHORTEST_PACKED_TOKENS, Plan
+from advisor.plan import Plan, most_packed_samples
 from advisor.training.build import build_model
+from advisor.training.data.packing import pack
 from advisor.training.packing import sample_borders
 from advisor.training.step import make_batch
 
@@ -85,12 +86,23 @@ def test_borders_are_where_positions_restart_in_all_rows() -> None:
 
 
 @pytest.mark.parametrize(("rows", "seq_len"), [(1, 2048), (3, 512), (2, 200), (1, 40)])
-def test_the_worst_packed_batch_has_as_many_samples_as_the_plan_allows(rows: int, seq_len: int, make_plan: Any) -> None:
-    plan: Plan = make_plan("full", packing=True, micro_batch=rows, seq_len=seq_len)
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+def test_the_worst_packed_batch_has_as_many_samples_as_the_plan_allows(
+    attention: str, rows: int, seq_len: int, make_plan: Any
+) -> None:
+    fields = {"dtype": "bfloat16", "attention": attention, "packing": True, "micro_batch": rows, "seq_len": seq_len}
+    plan: Plan = make_plan("full", **fields)
     batch = make_batch(plan, 512, "cpu")
-    starts = batch["position_ids"] == 0
     assert set(batch) == {"input_ids", "labels", "position_ids"}
-    assert int(starts.sum()) == plan.samples == rows * max(2, seq_len // SHORTEST_PACKED_TOKENS)
+    assert batch["input_ids"].shape == ((1, rows * seq_len) if attention == "flash_attention_2" else (rows, seq_len))
+    starts = batch["position_ids"].reshape(rows, seq_len) == 0
     assert starts[:, 0].all()
+    assert rows * most_packed_samples(seq_len) * 0.8 <= int(starts.sum()) <= plan.samples
     # The first token of a sample is predicted from none of its own.
-    assert torch.equal(batch["labels"] == -100, starts)
+    assert torch.equal(batch["labels"].reshape(rows, seq_len) == -100, starts)
+
+
+def test_the_packer_begins_another_row_rather_than_take_more_samples_than_were_counted() -> None:
+    rows = pack([8] * 1000, 512)
+    assert max(map(len, rows)) == most_packed_samples(512)
+    assert sorted(index for row in rows for index in row) == list(range(1000))

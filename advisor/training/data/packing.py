@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from advisor.training.data.batches import batches_of
+from advisor.plan import most_packed_samples
 from advisor.training.data.lengths import bucket_length
 
 if TYPE_CHECKING:
@@ -68,9 +69,11 @@ def pack(lengths: Sequence[int] | NDArray[np.int64], seq_len: int) -> list[list[
     """Rows of indices whose lengths add up to at most `seq_len`.
 
     Longest first, each into the fullest row that still takes it (best fit decreasing), by index where lengths are
-    equal: O(n log n) and the same every time. Never more than 11/9 of the least possible number of rows, plus one.
+    equal: O(n log n) and the same every time. Never more than 11/9 of the least possible number of rows, plus one,
+    unless samples are so short that a row is full of as many as it may hold.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
+    most = most_packed_samples(seq_len)
     rows: list[list[int]] = []
     with_room: dict[int, list[int]] = {}
     rooms: list[int] = []
@@ -87,7 +90,7 @@ def pack(lengths: Sequence[int] | NDArray[np.int64], seq_len: int) -> list[list[
                 del rooms[at], with_room[room]
         rows[row].append(index)
         left = room - length
-        if left > 0:
+        if left > 0 and len(rows[row]) < most:
             if left not in with_room:
                 insort(rooms, left)
                 with_room[left] = []

@@ -96,7 +96,7 @@ def test_packing_pays_where_rows_are_short_and_not_where_they_are_full() -> None
     short = packing_gain([20, 30, 40] * 100, seq_len=512, micro_batch=4)
     assert short.pays
     assert short.saved > 0.4
-    assert short.fill > 0.95
+    assert short.fill > 0.8  # as many samples as a row may hold
     full = packing_gain([512] * 100, seq_len=512, micro_batch=4)
     assert not full.pays
     assert full.saved == 0
