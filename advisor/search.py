@@ -79,6 +79,14 @@ def combinations(base: Plan, attentions: tuple[Attention, ...]) -> tuple[Plan, .
     )
 
 
+def runs_on(optimizer: Optimizer, gpu: Gpu) -> bool:
+    """Whether an optimizer does on a device what its name says: a processor has no other memory to page to.
+
+    Source: bitsandbytes/optim/optimizer.py, get_state_buffer ("Paged optimizers are not supported on CPU").
+    """
+    return gpu.backend != "cpu" or not optimizer.startswith("paged")
+
+
 def at_micro_batch(plan: Plan, micro_batch: int) -> Plan:
     """The same effective batch in larger or smaller pieces."""
     return replace(plan, micro_batch=micro_batch, gradient_accumulation=plan.effective_batch // micro_batch)
@@ -134,7 +142,7 @@ class _Trials:
     """
 
     def __init__(self, base: Plan, arch: Architecture, gpu: Gpu, attentions: tuple[Attention, ...]) -> None:
-        self.plans = combinations(base, attentions)
+        self.plans = tuple(plan for plan in combinations(base, attentions) if runs_on(plan.optimizer, gpu))
         self.sizes = divisors(base.effective_batch)
         self._arch, self._gpu = arch, gpu
         self._candidates: dict[tuple[Plan, int], Candidate] = {}
@@ -167,7 +175,7 @@ class _Trials:
         """The micro-batches at which a combination fits: none where a more frugal sister does not."""
         if plan not in self._reaches:
             sizes = self.sizes
-            for sister in _frugal_sisters(plan):
+            for sister in self._frugal_sisters(plan):
                 sizes = tuple(size for size in sizes if size in self.reach(sister))
             self._reaches[plan] = self._fitting(plan, sizes)
         return self._reaches[plan]
@@ -179,7 +187,7 @@ class _Trials:
 
     def frugal(self) -> Iterator[tuple[Plan, int]]:
         """Combinations and micro-batches of which one needs least, likely ones first."""
-        plans = [plan for plan in reversed(self.plans) if not _frugal_sisters(plan)]
+        plans = [plan for plan in reversed(self.plans) if not self._frugal_sisters(plan)]
         return product(plans, dict.fromkeys((*self.sizes[: _irregular(self._arch)], self.sizes[-1])))
 
     def _fitting(self, plan: Plan, sizes: tuple[int, ...]) -> frozenset[int]:
@@ -193,16 +201,14 @@ class _Trials:
             low, high = (middle + 1, high) if self.fits(plan, growing[middle]) else (low, middle)
         return frozenset({*ends, *growing[:low]})
 
+    def _frugal_sisters(self, plan: Plan) -> tuple[Plan, ...]:
+        """The same knobs with the next smaller states that run here, which never need more.
 
-def _frugal_sisters(plan: Plan) -> tuple[Plan, ...]:
-    """The same knobs with the next smaller states, which never need more.
-
-    Losses are not compared: the chunked one needs less of many tokens, and more of a few, because it makes the
-    gradient of the head while the forward still runs.
-    """
-    if plan.optimizer == OPTIMIZERS[-1]:
-        return ()
-    return (replace(plan, optimizer=OPTIMIZERS[OPTIMIZERS.index(plan.optimizer) + 1]),)
+        Losses are not compared: the chunked one needs less of many tokens, and more of a few, because it makes the
+        gradient of the head while the forward still runs.
+        """
+        smaller = OPTIMIZERS[OPTIMIZERS.index(plan.optimizer) + 1 :]
+        return tuple(replace(plan, optimizer=name) for name in smaller if runs_on(name, self._gpu))[:1]
 
 
 def _irregular(arch: Architecture) -> int:

@@ -5,6 +5,7 @@ NVML answers for NVIDIA. Only where it is absent is torch asked, for ROCm, XPU a
 
 from __future__ import annotations
 
+from advisor.hardware.cpu import read_cpu
 from advisor.hardware.gpu import ASSUMED_CONTEXT_BYTES, Detection, Gpu, GpuProcess, choose, what_if
 from advisor.hardware.host import Host, host
 
@@ -33,5 +34,6 @@ __all__ = [
     "choose",
     "detect",
     "host",
+    "read_cpu",
     "what_if",
 ]

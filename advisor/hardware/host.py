@@ -38,7 +38,25 @@ def _ram() -> tuple[int, int]:
     import psutil
 
     memory = psutil.virtual_memory()
-    return memory.total, memory.available
+    limit, used = attempt(_container_memory)[0] or (memory.total, 0)
+    return min(memory.total, limit), min(memory.available, max(0, limit - used))
+
+
+def _container_memory(folder: str = "/sys/fs/cgroup") -> tuple[int, int] | None:
+    """What a container may use and does use; None where nothing limits it.
+
+    File pages that the kernel can drop do not count as used.
+    Source: Linux, Documentation/admin-guide/cgroup-v2.rst, "Memory Interface Files".
+    """
+    with open(f"{folder}/memory.max", encoding="ascii") as file:
+        limit = file.read().strip()
+    if not limit.isdecimal():
+        return None
+    with open(f"{folder}/memory.current", encoding="ascii") as file:
+        used = int(file.read())
+    with open(f"{folder}/memory.stat", encoding="ascii") as file:
+        droppable = sum(int(line.split()[1]) for line in file if line.startswith(("inactive_file ", "active_file ")))
+    return int(limit), max(0, used - droppable)
 
 
 def _disk_free(folder: str) -> int:
