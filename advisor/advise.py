@@ -26,6 +26,9 @@ METHOD_LABELS: dict[Method, str] = {"full": "full fine-tuning", "lora": "LoRA", 
 DEFAULT_MODEL = "phi-3-mini-4k"
 """What is fine-tuned where nobody says."""
 
+DATA_FILE = "train.jsonl"
+"""What a command calls data that nobody named yet."""
+
 PLAN_FILE = "plan.toml"
 """What the next command writes the plan to."""
 
@@ -50,6 +53,12 @@ class Request:
     prefer: Prefer = "balanced"
     tokens: int | None = None
     """Tokens that the run trains on, for its duration."""
+
+    method: Method | None = None
+    """The one to take; None leaves it to the recommendation."""
+
+    packing: bool = False
+    """Rows are several samples end to end; a sequence is then such a row."""
 
     def __post_init__(self) -> None:
         if not _is_number(self.effective_batch) or self.effective_batch > LARGEST_EFFECTIVE_BATCH:
@@ -117,9 +126,11 @@ class Advice:
 
     @property
     def choice(self) -> MethodAdvice:
-        """The recommended method's part; the one that misses least where none fits."""
+        """The recommended method's part; else the one that was asked for, or the one that misses least."""
         if self.recommended is not None:
             return self.of(self.recommended)
+        if self.request.method is not None:
+            return self.of(self.request.method)
         return min(self.methods, key=lambda part: part.fit.missing_bytes)
 
 
@@ -149,7 +160,7 @@ def conclude(
     warnings: tuple[str, ...],
 ) -> Advice:
     """The answer that three methods' plans come to, whichever tier computed them."""
-    recommended, reason = recommend(parts, request.prefer)
+    recommended, reason = recommend(parts, request.prefer, request.method)
     advice = Advice(
         model=model,
         gpu=gpu,
@@ -159,10 +170,15 @@ def conclude(
         reason=reason,
         unlock="",
         next_command="",
-        proof_command=proof_command(PLAN_FILE) if recommended else "",
+        proof_command="",
         warnings=warnings,
     )
-    return replace(advice, unlock=describe_unlock(advice), next_command=next_command(advice))
+    return replace(
+        advice,
+        unlock=describe_unlock(advice),
+        next_command=next_command(advice),
+        proof_command=_proof_of(advice),
+    )
 
 
 def base_plan(method: Method, model: ModelProfile, gpu: Gpu, request: Request) -> Plan:
@@ -175,7 +191,8 @@ def base_plan(method: Method, model: ModelProfile, gpu: Gpu, request: Request) -
         micro_batch=1,
         gradient_accumulation=request.effective_batch,
         seq_len=request.seq_len,
-        padding="longest",
+        packing=request.packing,
+        padding="none" if request.packing else "longest",
         gpu=gpu.profile.name if gpu.profile else None,
     )
 
@@ -236,12 +253,20 @@ def _method_reason(fit: Fit, moment: str, spilled_bytes: int) -> str:
     return reason
 
 
-def recommend(parts: tuple[MethodAdvice, ...], prefer: Prefer) -> tuple[Method | None, str]:
+def recommend(
+    parts: tuple[MethodAdvice, ...], prefer: Prefer, asked: Method | None = None
+) -> tuple[Method | None, str]:
     """The method to take, and why in one sentence.
 
-    Memory to spare: full fine-tuning. Limited memory: LoRA. Very limited: QLoRA.
+    Memory to spare: full fine-tuning. Limited memory: LoRA. Very limited: QLoRA. One that was asked for is taken if it
+    fits, and no other.
     """
     fitting = {part.method: part for part in parts if part.fits}
+    if asked is not None:
+        if asked in fitting:
+            return asked, f"{METHOD_LABELS[asked]} was asked for, and it fits"
+        missing = next(part.fit.missing_bytes for part in parts if part.method == asked)
+        return None, f"{METHOD_LABELS[asked]} was asked for, and it is {gib(missing)} short"
     if not fitting:
         least = min(parts, key=lambda part: part.fit.missing_bytes)
         return None, f"nothing fits: even {METHOD_LABELS[least.method]} is {gib(least.fit.missing_bytes)} short"
@@ -274,11 +299,12 @@ def _tokens_per_second(part: MethodAdvice) -> float:
 
 def describe_unlock(advice: Advice) -> str:
     """What would unlock the next better method: a shorter sequence, or a larger GPU by name."""
+    asked = advice.request.method
     order: tuple[Method, ...] = ("full", "lora", "qlora")
     position = order.index(advice.recommended) if advice.recommended else len(order)
-    if position == 0:
+    if position == 0 or (asked and advice.recommended):
         return ""
-    part = advice.of(order[position - 1])
+    part = advice.of(asked or order[position - 1])
     label = METHOD_LABELS[part.method]
     if part.fits:
         best = recommend(advice.methods, "quality")[0] or part.method
@@ -289,6 +315,7 @@ def describe_unlock(advice: Advice) -> str:
     larger = smallest_gpu_for(part.method, advice)
     if larger:
         ways.append(f"a GPU like the {larger.name} ({gib(larger.total_bytes)})")
+    ways += [f"{METHOD_LABELS[other.method]} (--method {other.method})" for other in advice.methods if other.fits]
     need = f"{label} is {gib(part.fit.missing_bytes)} short"
     return f"{need}; {' or '.join(ways)} would do" if ways else f"{need}; no single GPU that is known here is enough"
 
@@ -318,11 +345,16 @@ def smallest_gpu_for(method: Method, advice: Advice) -> Gpu | None:
 
 
 def next_command(advice: Advice) -> str:
-    """What to run next: write the recommended plan down, or ask again with what would fit."""
+    """What to run next: train where the GPU is here, else write the plan down; or ask again with what would fit."""
     request = advice.request
     if advice.recommended is not None:
+        if advice.gpu.detected and advice.model.launchable:
+            return f"{_command(advice, _options(request))} --launch --data {DATA_FILE}"
         return _command(advice, _options(request) | {"--save-plan": PLAN_FILE})
-    shorter = longest_that_fits(base_plan("qlora", advice.model, advice.gpu, request), advice.model, advice.gpu)
+    if request.method is not None and any(part.fits for part in advice.methods):
+        return _command(advice, _options(replace(request, method=None)))
+    method = request.method or "qlora"
+    shorter = longest_that_fits(base_plan(method, advice.model, advice.gpu, request), advice.model, advice.gpu)
     if shorter:
         return _command(advice, _options(request) | {"--seq-len": shorter})
     model = f" --model {quote(advice.model.name)}" if advice.model.name != DEFAULT_MODEL else ""
@@ -332,6 +364,23 @@ def next_command(advice: Advice) -> str:
 def proof_command(path: str) -> str:
     """The command that proves a plan file's memory without a GPU."""
     return f"phi3-advise trace --plan {quote(path)}"
+
+
+def train_command(path: str, advice: Advice) -> str:
+    """The command that trains a plan file as it stands; empty for a model that cannot be launched."""
+    if not advice.model.launchable:
+        return ""
+    device = "".join(f" {name} {value}" for name, value in _gpu_options(advice.gpu).items() if name == "--device")
+    return f"phi3-advise train --plan {quote(path)} --data {DATA_FILE}{device}"
+
+
+def _proof_of(advice: Advice) -> str:
+    """The same question with the memory proven, or the trace of the plan that the next command writes."""
+    if advice.recommended is None:
+        return ""
+    if advice.gpu.detected and advice.model.launchable:
+        return f"{_command(advice, _options(advice.request))} --trace"
+    return proof_command(PLAN_FILE)
 
 
 def _command(advice: Advice, options: Mapping[str, Any]) -> str:
@@ -355,13 +404,15 @@ def _spelled(request: Request) -> dict[str, Any]:
         "--lora-rank": request.lora_rank,
         "--target-modules": targets if isinstance(targets, str) else ",".join(targets),
         "--prefer": request.prefer,
+        "--method": request.method,
     }
 
 
 def _gpu_options(gpu: Gpu) -> dict[str, str]:
     """What names a GPU that is described, or is not the first of this machine."""
     if gpu.detected:
-        return {"--device": str(gpu.index)} if gpu.index else {}
+        device = "cpu" if gpu.backend == "cpu" else str(gpu.index or "")
+        return {"--device": device} if device else {}
     options = {"--gpu": gpu.profile.name} if gpu.profile else {}
     if gpu.profile is None or gpu.total_bytes != gpu.profile.usable_bytes:
         options["--vram"] = exact_size(gpu.total_bytes)
@@ -394,7 +445,7 @@ def collect_warnings(
     if gpu.bfloat16 is False:
         said.append(f"{gpu.name} has no bfloat16: fp16 with gradient scaling, and fp32 weights wherever they train.")
     said += _host_warnings(parts, gpu, host)
-    if gpu.backend != "cuda":
+    if gpu.backend not in ("cuda", "cpu"):
         said.append(f"Attention on {gpu.backend} is taken to need what it needs on CUDA; nobody checked that.")
     if gpu.context_provenance == "assumed":
         said.append(f"The context of {gib(gpu.context_bytes)} is assumed: nobody measured it on this GPU.")

@@ -13,7 +13,7 @@ from advisor.errors import EnvironmentLacksError, InputError, UnknownNameError
 from advisor.plan import Method, Plan, plan_from_fields, plan_to_fields
 from advisor.units import GIB, MIB
 
-Backend = Literal["cuda", "rocm", "xpu", "mps"]
+Backend = Literal["cuda", "rocm", "xpu", "mps", "cpu"]
 Provenance = Literal["measured", "published", "assumed"]
 
 LARGEST_FILE_BYTES = 4 * MIB

@@ -16,6 +16,7 @@ _SUBCOMMANDS = {
     "gpus": "Methods against every known GPU.",
     "merge": "A run's adapter into its base model, on the CPU.",
     "models": "Known models.",
+    "train": "Train a plan, or go on with a run.",
     "trace": "Memory of one plan, from the installed code run without storage.",
 }
 
@@ -73,12 +74,13 @@ def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 it fits or it ran; 1 nothing fits; 2 bad input; 3 something is missing; 4 the run failed.",
 )
-@click.option("--model", default=None, help="A profile, a config.json, or a hub id.  [default: phi-3-mini]")
+@click.option("--model", default=None, help="A profile, a folder or config.json, or a hub id.  [default: phi-3-mini]")
 @click.option("--gpu", default=None, help="What if: a GPU by name (t4, rtx-4090, a100-80gb; see `gpus`).")
 @click.option("--vram", default=None, help="What if: a GPU with that much memory (12GiB; a bare 12 means GiB).")
 @click.option("--free", default=None, help="How much of the GPU's memory is free.")
-@click.option("--device", type=int, default=None, help="Which of several GPUs, as nvidia-smi counts.")
-@click.option("--seq-len", type=int, default=None, help="Tokens in the longest sequence.  [default: 2048]")
+@click.option("--device", default=None, help="A number as nvidia-smi counts; or cuda, cuda:1, cpu, mps, xpu.")
+@click.option("--method", type=click.Choice(["full", "lora", "qlora"]), default=None, help="Take this method.")
+@click.option("--seq-len", default=None, help="Tokens in the longest sequence.  [default: 2048; launching: auto]")
 @click.option("--effective-batch", type=int, default=None, help="Sequences to an optimizer step.  [default: 16]")
 @click.option("--lora-rank", type=int, default=None, help="Rank of the adapters.  [default: 16]")
 @click.option("--target-modules", default=None, help="Modules with an adapter, by comma.  [default: all-linear]")
@@ -92,8 +94,24 @@ def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 @click.option("--trace", is_flag=True, help="Prove the memory of what fits: run the installed code without storage.")
 @click.option("--recipe", default=None, help="Judge a recipe instead (cookbook-full, -lora, -qlora).")
 @click.option("--save-plan", type=click.Path(), default=None, help="Write the recommended plan to a TOML file.")
+@click.option("--launch", is_flag=True, help="Train what is recommended. All options below go with it.")
+@click.option("--data", default=None, help="A file or folder (JSONL, JSON, CSV, Parquet), or a data set's hub id.")
+@click.option("--out", type=click.Path(), default=None, help="The run folder.  [default: a new one under runs/]")
+@click.option("--dry-run", is_flag=True, help="Everything up to the training: plan, checks, command; then stop.")
+@click.option("--yes", is_flag=True, help="Ask nothing. Where nobody can answer, nothing is asked anyway.")
+@click.option("--fallback", is_flag=True, help="If memory runs out, start again with the next smaller plan.")
+@click.option("--epochs", type=float, default=None, help="Passes over the data.  [default: 1]")
+@click.option("--max-steps", type=int, default=None, help="Optimizer steps, instead of epochs.")
+@click.option("--learning-rate", type=float, default=None, help="Peak learning rate.  [default: the method's]")
+@click.option("--packing/--no-packing", default=None, help="Samples end to end in a row.  [default: where it pays]")
+@click.option("--compile", "compiled", is_flag=True, help="Run the model through torch.compile.")
+@click.option("--seed", type=int, default=None, help="Of adapters, data order and dropout.  [default: 42]")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out from its last checkpoint.")
+@click.option("--skip-bad-rows", is_flag=True, help="Leave out rows that cannot be used, and count them.")
+@click.option("--report-to", multiple=True, help="tensorboard, wandb or trackio; may be given again.")
+@click.option("--trust-remote-code", is_flag=True, help="Let code that comes with the model run.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else.")
-@click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Version.")
 @click.pass_context
 def cli(ctx: click.Context, /, **options: Any) -> None:
@@ -105,20 +123,48 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
     phi3-advise --vram 12GiB --seq-len 4096
     phi3-advise --gpu t4 --trace            proven by the installed code, in seconds
     phi3-advise --recipe cookbook-full --gpu a100-40gb
+    phi3-advise --launch --data train.jsonl --dry-run
+    phi3-advise --launch --data train.jsonl   advise, check, train
     """
-    given = {name: value for name, value in options.items() if value not in (None, False)}
+    given = [name for name in options if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
     if ctx.invoked_subcommand is not None:
+        given = [name for name in given if name != "debug"]
         if given:
-            names = ", ".join("--" + name.replace("as_json", "json").replace("_", "-") for name in given)
+            names = ", ".join(map(_spelled, given))
             raise InputError(
                 f"{names} stands before {ctx.invoked_subcommand}.",
                 why="Options before a command belong to phi3-advise itself.",
                 hint=f"Leave them out, or see what it takes: phi3-advise {ctx.invoked_subcommand} --help",
             )
         return
+    launch = {name: options.pop(name) for name in _LAUNCH_ONLY}
+    debug = options.pop("debug")
+    if options.pop("launch"):
+        from advisor.cli.main import launch_advised
+
+        refused = [name for name in given if name in _NOT_LAUNCHED]
+        ctx.exit(launch_advised(**options, **launch, debug=debug, refused=tuple(map(_spelled, refused))))
+    stray = [name for name in given if name in _LAUNCH_ONLY]
+    if stray:
+        raise InputError(
+            f"{', '.join(map(_spelled, stray))}: only a run takes that.",
+            hint="Add --launch to train, or leave it out to ask.",
+        )
     from advisor.cli.main import answer
 
     ctx.exit(answer(**options))
+
+
+_LAUNCH_ONLY = (
+    *("data", "out", "dry_run", "yes", "fallback", "epochs", "max_steps", "learning_rate", "packing", "compiled"),
+    *("seed", "resume", "skip_bad_rows", "report_to", "trust_remote_code"),
+)
+_NOT_LAUNCHED = ("gpu", "vram", "free", "tokens", "trace", "recipe")
+
+
+def _spelled(name: str) -> str:
+    """A parameter as it is typed."""
+    return "--" + {"as_json": "json", "compiled": "compile"}.get(name, name).replace("_", "-")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from advisor.errors import InputError
-from advisor.hardware import Gpu
+from advisor.errors import EnvironmentLacksError, InputError
+from advisor.hardware import Detection, Gpu
 from advisor.plan import Plan
-from advisor.profiles import load_gpu, plan_with_defaults, read_toml
+from advisor.profiles import Backend, load_gpu, plan_with_defaults, read_toml
 from advisor.units import parse_size
 
 TYPICAL_GPU = "t4"
@@ -24,12 +24,13 @@ ASSUMED_CAPABILITY = (8, 0)
 """Whose kernels are assumed where no GPU is named and none is here."""
 
 
-def find_gpu(*, gpu: str | None, vram: str | None, free: str | None, device: int | None) -> Gpu:
+def find_gpu(*, gpu: str | None, vram: str | None, free: str | None, device: str | None) -> Gpu:
     """The GPU that an answer is for: named, described, detected, or else a typical one.
 
     Raises:
         InputError: options that contradict each other, or an amount that is none.
         UnknownNameError: no such GPU.
+        EnvironmentLacksError: the device that was asked for is not here.
     """
     from advisor.hardware import what_if
 
@@ -51,24 +52,58 @@ def find_gpu(*, gpu: str | None, vram: str | None, free: str | None, device: int
     return what_if(None, vram_bytes=vram_bytes, free_bytes=free_bytes, base=base)
 
 
-def detect_gpu(device: int | None) -> Gpu | None:
-    """This machine's GPU; None where there is none.
+def detect_gpu(device: str | None) -> Gpu | None:
+    """This machine's GPU; None where there is none and none was asked for.
+
+    Args:
+        device: a number as nvidia-smi counts; or as torch spells it, cuda:1 being the second that CUDA offers; or cpu.
 
     Raises:
-        InputError: `device` is not there.
+        InputError: no device is called that, or a number that is not there.
+        EnvironmentLacksError: there is none of the kind that was asked for.
     """
-    from advisor.hardware import choose, detect
+    from advisor.hardware import choose, detect, read_cpu
 
+    if device is not None and device.strip().lower() == "cpu":
+        return read_cpu()
     found = detect()
-    if not found.gpus and device is None:
+    if device is not None and not device.strip().isdecimal():
+        return _device_of_kind(device, found)
+    number = int(device) if device is not None else None
+    if not found.gpus and number is None:
         for warning in found.warnings:
             click.echo(f"phi3-advise: {warning}", err=True)
         return None
-    chosen = choose(found.gpus, device)
+    chosen = choose(found.gpus, number)
     notes = [*chosen.notes, *found.warnings]
-    if len(found.gpus) > 1 and device is None:
+    if len(found.gpus) > 1 and number is None:
         notes.append(f"{len(found.gpus)} GPUs are here; this is the one with the most free memory (--device N).")
     return replace(chosen, notes=tuple(notes))
+
+
+_KINDS: dict[str, tuple[Backend, ...]] = {"cuda": ("cuda", "rocm"), "xpu": ("xpu",), "mps": ("mps",)}
+"""torch's names of devices; ROCm answers to CUDA's."""
+
+
+def _device_of_kind(device: str, found: Detection) -> Gpu:
+    """`cuda`: the one with the most free memory; `cuda:1`: the second that CUDA offers."""
+    from advisor.hardware import choose
+
+    kind, colon, place = device.strip().lower().partition(":")
+    if kind not in _KINDS or (colon and not (place.isdecimal() and len(place) < 5)):
+        raise InputError(
+            f"{device[:40]!r} is no device.",
+            hint="Write cuda, cuda:1, cpu, mps, xpu, or a number as nvidia-smi counts.",
+        )
+    there = [gpu for gpu in found.gpus if gpu.backend in _KINDS[kind]]
+    if not there or (place and int(place) >= len(there)):
+        number = f"{len(there)} of that kind" if there else "none of that kind"
+        raise EnvironmentLacksError(
+            f"There is no {device[:40]} here.",
+            why=" ".join((f"Found: {number}.", *found.warnings)),
+            hint="Train on the processor (--device cpu), or ask about a GPU by name: --gpu t4",
+        )
+    return there[int(place)] if place else choose(there)
 
 
 def read_plan(path: str, gpu: str | None = None) -> tuple[Plan, Gpu]:
@@ -136,8 +171,8 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 @contextmanager
-def progress_line(debug: bool = False) -> Iterator[Callable[[str], None]]:
-    """A line on stderr that says what is being traced; nothing where nobody looks.
+def progress_line(debug: bool = False, what: str = "Tracing") -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says what is being done; nothing where nobody looks.
 
     The libraries that are run say things that are not about this run; they are kept quiet unless --debug is given.
     """
@@ -149,8 +184,8 @@ def progress_line(debug: bool = False) -> Iterator[Callable[[str], None]]:
             yield lambda _: None
             return
         # The plain spinner: every encoding has its characters.
-        with console.status("Tracing", spinner="line") as status:
-            yield lambda what: status.update(f"Tracing: {what}")
+        with console.status(what, spinner="line") as status:
+            yield lambda part: status.update(f"{what}: {part}")
 
 
 @contextmanager

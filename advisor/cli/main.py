@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from advisor.advise import DEFAULT_MODEL, Advice, Prefer, Request, advise, proof_command
+from advisor.advise import DEFAULT_MODEL, Advice, Prefer, Request, advise, proof_command, train_command
 from advisor.cli.common import find_gpu, print_json, progress_line
 from advisor.errors import InputError
 from advisor.hardware import Gpu, Host
+from advisor.plan import Method
 from advisor.profiles import find_model, profile_of
 from advisor.units import parse_count
 
@@ -20,8 +21,9 @@ def answer(
     gpu: str | None,
     vram: str | None,
     free: str | None,
-    device: int | None,
-    seq_len: int | None,
+    device: str | None,
+    method: Method | None,
+    seq_len: str | None,
     effective_batch: int | None,
     lora_rank: int | None,
     target_modules: str | None,
@@ -34,6 +36,7 @@ def answer(
 ) -> int:
     """Runs the main command; returns its exit code."""
     settings = {
+        "--method": method,
         "--seq-len": seq_len,
         "--effective-batch": effective_batch,
         "--lora-rank": lora_rank,
@@ -45,14 +48,14 @@ def answer(
     if recipe is not None:
         _reject_beside_recipe(settings)
         return _judge_recipe(recipe, find_gpu(gpu=gpu, vram=vram, free=free, device=device), model, save_plan, as_json)
-    request = Request(
-        seq_len=2048 if seq_len is None else seq_len,
-        effective_batch=16 if effective_batch is None else effective_batch,
-        lora_rank=16 if lora_rank is None else lora_rank,
-        target_modules=_targets(target_modules),
-        prefer=prefer or "balanced",
-        tokens=parse_count(tokens) if tokens is not None else None,
-    )
+    length = _seq_len(seq_len)
+    if seq_len is not None and length is None:
+        raise InputError(
+            "--seq-len auto needs data.",
+            why="It is the data's 95th percentile.",
+            hint="Add --launch --data train.jsonl",
+        )
+    request = _request(length, effective_batch, lora_rank, target_modules, prefer, method, tokens)
     source = find_model(DEFAULT_MODEL if model is None else model)
     profile = profile_of(source)
     target = find_gpu(gpu=gpu, vram=vram, free=free, device=device)
@@ -64,9 +67,115 @@ def answer(
             advice = trace_shortlist(advice, source, progress=progress)
     if save_plan is not None:
         _save(advice, save_plan)
-        advice = replace(advice, next_command=proof_command(save_plan), proof_command="")
+        trains = train_command(save_plan, advice)
+        advice = replace(advice, next_command=proof_command(save_plan), proof_command=trains)
     _show(advice, as_json)
     return 0 if advice.recommended else 1
+
+
+def launch_advised(
+    *,
+    model: str | None,
+    device: str | None,
+    method: Method | None,
+    seq_len: str | None,
+    effective_batch: int | None,
+    lora_rank: int | None,
+    target_modules: str | None,
+    prefer: Prefer | None,
+    save_plan: str | None,
+    as_json: bool,
+    data: str | None,
+    out: str | None,
+    dry_run: bool,
+    yes: bool,
+    fallback: bool,
+    epochs: float | None,
+    max_steps: int | None,
+    learning_rate: float | None,
+    packing: bool | None,
+    compiled: bool,
+    seed: int | None,
+    resume: bool,
+    skip_bad_rows: bool,
+    report_to: tuple[str, ...],
+    trust_remote_code: bool,
+    debug: bool,
+    refused: tuple[str, ...],
+    **_: object,
+) -> int:
+    """Advises for this machine and this data, and trains; returns the exit code."""
+    from advisor.cli.launch import Conduct, conduct, hyperparameters, require_device, resumed
+
+    if refused:
+        raise InputError(
+            f"{', '.join(refused)} and --launch contradict each other.",
+            why="A run trains what this machine's device can hold, and not what another could.",
+            hint="Leave them out; to plan for another machine, leave --launch out and add --save-plan plan.toml.",
+        )
+    how = Conduct(dry_run=dry_run, yes=yes, fallback=fallback, as_json=as_json, debug=debug, save_plan=save_plan)
+    if resume:
+        return conduct(resumed(out, device, data, hyperparameters(epochs=epochs, max_steps=max_steps)), how)
+    if data is None:
+        raise InputError("--launch needs --data.", hint="phi3-advise --launch --data train.jsonl")
+    length = _seq_len(seq_len)
+    request = _request(length, effective_batch, lora_rank, target_modules, prefer, method, None)
+    gpu = require_device(device)
+    from advisor.launch.resolve import Launch, Settings
+
+    settings = Settings(
+        data=data,
+        out=os.path.expanduser(out) if out is not None else None,
+        hyperparameters=hyperparameters(
+            epochs=epochs, max_steps=max_steps, learning_rate=learning_rate, seed=seed, compile=compiled or None
+        ),
+        seq_len=length,
+        packing=packing,
+        skip_bad_rows=skip_bad_rows,
+        report_to=report_to,
+        trust_remote_code=trust_remote_code,
+    )
+
+    def resolve(progress: Callable[[str], None]) -> Launch:
+        from advisor.launch import resolve_advised
+
+        return resolve_advised(model or DEFAULT_MODEL, gpu, request, settings, progress)
+
+    return conduct(resolve, how)
+
+
+def _request(
+    seq_len: int | None,
+    effective_batch: int | None,
+    lora_rank: int | None,
+    target_modules: str | None,
+    prefer: Prefer | None,
+    method: Method | None,
+    tokens: str | None,
+) -> Request:
+    return Request(
+        seq_len=2048 if seq_len is None else seq_len,
+        effective_batch=16 if effective_batch is None else effective_batch,
+        lora_rank=16 if lora_rank is None else lora_rank,
+        target_modules=_targets(target_modules),
+        prefer=prefer or "balanced",
+        tokens=parse_count(tokens) if tokens is not None else None,
+        method=method,
+    )
+
+
+def _seq_len(text: str | None) -> int | None:
+    """A number of tokens; None for auto.
+
+    Raises:
+        InputError: neither.
+    """
+    if text is None or text.strip().lower() == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InputError(f"--seq-len {text[:40]!r} is not a number.", hint="Write 2048, or auto.") from error
 
 
 def _show(advice: Advice, as_json: bool) -> None:

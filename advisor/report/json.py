@@ -12,6 +12,9 @@ if TYPE_CHECKING:  # the fast answer imports no more than it uses
     from advisor.advise import Advice, MethodAdvice, Tier
     from advisor.doctor import Check
     from advisor.hardware import Gpu
+    from advisor.launch.attempt import Attempt
+    from advisor.launch.probing import Probed
+    from advisor.launch.resolve import Launch
     from advisor.memory.estimate import Memory
     from advisor.memory.ledger import Entry
     from advisor.profiles import ModelProfile
@@ -210,6 +213,30 @@ def _survival_object(survival: Survival) -> dict[str, Any]:
             "left_bytes": survival.left_bytes,
         }
     return {"room_bytes": survival.room_bytes, "released_bytes": survival.released_bytes, "out_of_memory": failed}
+
+
+def launch_object(launch: Launch, probed: Probed | None, attempts: list[Attempt]) -> dict[str, Any]:
+    """A run: its plan and memory as predicted, what the probe measured, and how it ended; null what did not happen."""
+    from dataclasses import asdict
+
+    from advisor.launch.command import training_command
+
+    job = launch.job
+    reserved = probed.reserved_bytes if probed is not None else job.probed_reserved_bytes
+    last = attempts[-1] if attempts else None
+    return {
+        "schema": SCHEMA,
+        "tier": "launch",
+        "plan": plan_to_fields(job.plan),
+        "memory": memory_object(launch.memory) if launch.memory is not None else None,
+        "gpu": gpu_object(launch.gpu),
+        "fits": launch.fit.fits if launch.fit is not None else None,
+        "probed": {"reserved_bytes": reserved, "holds": probed.holds} if probed is not None else None,
+        "run": job.out,
+        "command": list(training_command(job, launch.gpu).words),
+        "attempts": len(attempts),
+        "result": asdict(last.ended.result) if last is not None else None,
+    }
 
 
 def terms_object(entries: tuple[Entry, ...]) -> list[dict[str, Any]]:

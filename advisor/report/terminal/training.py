@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -54,6 +55,8 @@ class Progress:
 class TrainingDisplay:
     """Shows a training as it goes; used as a context manager.
 
+    A reader that has gone, or a terminal that was closed, ends the showing and not the training.
+
     Args:
         console: where to; a terminal gets a block that is redrawn, everything else a line now and then.
         steps: optimizer steps in all.
@@ -98,21 +101,24 @@ class TrainingDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-        elif self._progress.loss is not None and self._said != self._progress.step:
-            self._say_progress()
+        with suppress(OSError):
+            if self._live is not None:
+                self._live.stop()
+            elif self._progress.loss is not None and self._said != self._progress.step:
+                self._say_progress()
+        self._live = None
 
     def update(self, progress: Progress) -> None:
         """Shows that much progress; a line is printed only where it is due."""
         self._progress = progress
         if self._live is None and self._is_due():
-            self._say_progress()
+            with suppress(OSError):
+                self._say_progress()
 
     def say(self, text: str) -> None:
         """Prints a paragraph above the progress."""
-        print_paragraph(self._console, text, indent="  ")
+        with suppress(OSError):
+            print_paragraph(self._console, text, indent="  ")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The block as it stands: two lines, three where memory is known."""

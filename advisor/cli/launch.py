@@ -1,0 +1,271 @@
+"""What `phi3-advise --launch` and `phi3-advise train` have in common: show, ask, train, report."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from advisor.cli.common import print_json, progress_line
+from advisor.errors import InputError, RunFailedError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from advisor.hardware import Gpu
+    from advisor.launch import Attempt, Launch, StepDown
+    from advisor.launch.probing import Probed
+
+Resolve = Callable[[Callable[[str], None]], "Launch"]
+
+_SIGNALLED = 128
+"""As a shell reports a program that a signal ended: this and the signal's number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conduct:
+    """How a run is conducted, whatever is trained."""
+
+    dry_run: bool = False
+    yes: bool = False
+    fallback: bool = False
+    as_json: bool = False
+    debug: bool = False
+    save_plan: str | None = None
+
+
+def conduct(resolve: Resolve, how: Conduct) -> int:
+    """Resolves a run, shows it, asks where somebody can answer, trains, reports; returns the exit code.
+
+    Raises:
+        AdvisorError: the run cannot start, or failed.
+    """
+    from advisor.report.terminal import make_console
+    from advisor.report.terminal.launch import render_dry_run, render_launch, render_probed
+
+    console = make_console(stderr=how.as_json)
+    with progress_line(how.debug, "Preparing") as progress:
+        launch = resolve(progress)
+    if launch.advice is not None and launch.advice.recommended is None:
+        return _nothing_fits(launch, how, console)
+    if how.save_plan is not None:
+        from advisor.profiles import save_plan_file
+
+        save_plan_file(launch.job.plan, os.path.expanduser(how.save_plan))
+    render_launch(launch, console)
+    probed = _probe(launch, how)
+    launch = probed.launch if probed is not None else launch
+    if how.dry_run:
+        render_dry_run(launch, probed, console)
+        _print_object(how, launch, probed, [])
+        return 0 if launch.fits and (probed is None or probed.holds) else 1
+    render_probed(probed, console)
+    holds = launch.fits if probed is None else probed.holds
+    if not _may_start(launch, holds, how):
+        return 0 if holds else 1
+    return _train(launch, probed, how, console)
+
+
+def _probe(launch: Launch, how: Conduct) -> Probed | None:
+    from advisor.launch import probing
+
+    if probing.probe is None or launch.job.resume:
+        return None
+    with progress_line(how.debug, "Probing") as progress:
+        return probing.probe(launch, progress)
+
+
+def _may_start(launch: Launch, holds: bool, how: Conduct) -> bool:
+    """Whether to train: asked where somebody can answer, and refused where memory speaks against it and nobody can.
+
+    Raises:
+        InputError: it does not fit, and nobody said to try all the same.
+    """
+    if how.yes:
+        return True
+    if _somebody_answers(how):
+        return click.confirm("Train now?" if holds else "It does not fit. Train all the same?", default=holds, err=True)
+    if holds:
+        return True
+    missing = launch.fit.missing_bytes if launch.fit is not None else 0
+    from advisor.units import gib
+
+    raise _DoesNotFitError(
+        "The plan does not fit, and nobody is here to ask." if missing else "The plan does not hold in the probe.",
+        why=f"By the estimate it is {gib(missing)} short." if missing else "",
+        hint="Let --fallback take the next smaller plan, or try it all the same with --yes.",
+    )
+
+
+class _DoesNotFitError(InputError):
+    """Exit code 1: nothing fits."""
+
+    exit_code = 1
+
+
+def _somebody_answers(how: Conduct) -> bool:
+    """Whether a question would be seen and answered: in a pipe, or in a notebook's cell, nobody does."""
+    from advisor.report.terminal import make_console
+    from advisor.report.terminal.training import is_redrawable
+
+    return not how.as_json and sys.stdin is not None and sys.stdin.isatty() and is_redrawable(make_console())
+
+
+def _train(launch: Launch, probed: Probed | None, how: Conduct, console: Console) -> int:
+    from advisor.launch import fetch_weights, next_plan, start_over, train
+    from advisor.launch.process import restore_cursor
+    from advisor.report.terminal.launch import render_out_of_memory
+
+    fetch_weights(launch)
+    attempts: list[Attempt] = []
+    while True:
+        attempt = train(launch, stdout=_shown_on(how))
+        restore_cursor()
+        attempts.append(attempt)
+        if attempt.ended.result.outcome != "out_of_memory":
+            break
+        step = next_plan(launch, shorter=False)
+        taken = step is not None and (how.fallback or _agreed(step, how))
+        render_out_of_memory(attempt, step, taken, console)
+        if step is None or not taken:
+            _leave_next_plan(attempt, step, console)
+            break
+        attempts[-1], launch = start_over(attempt, step)
+    _print_object(how, launch, probed, attempts)
+    return _report(attempts, probed, console)
+
+
+def _agreed(step: StepDown, how: Conduct) -> bool:
+    """Asked on a terminal without --yes, which answers the question that was asked before, not this one."""
+    if how.yes or not _somebody_answers(how):
+        return False
+    return click.confirm(f"Out of memory. Start again with {step.change}?", default=True, err=True)
+
+
+def _shown_on(how: Conduct) -> IO[Any] | None:
+    return sys.stderr if how.as_json else None
+
+
+def _leave_next_plan(attempt: Attempt, step: StepDown | None, console: Console) -> None:
+    """Writes the next plan into the run folder, with the command that trains it."""
+    if step is None:
+        return
+    from shlex import quote
+
+    from advisor.profiles import save_plan_file
+    from advisor.report.terminal.text import print_command
+
+    path = os.path.join(attempt.launch.job.out, "next-plan.toml")
+    if os.path.exists(path):
+        os.remove(path)
+    save_plan_file(step.plan, path)
+    device = " --device cpu" if attempt.launch.gpu.backend == "cpu" else ""
+    data = quote(attempt.launch.job.data)
+    print_command(console, f"phi3-advise train --plan {quote(path)} --data {data}{device}")
+
+
+def _report(attempts: list[Attempt], probed: Probed | None, console: Console) -> int:
+    """The last attempt's screen and exit code.
+
+    Raises:
+        RunFailedError: it failed.
+    """
+    from advisor.report.terminal.launch import render_interrupted, render_report
+
+    last = attempts[-1]
+    result = last.ended.result
+    if result.outcome == "finished":
+        render_report(attempts, probed, console)
+        return 0
+    if result.outcome == "interrupted":
+        render_interrupted(last, console)
+        return _SIGNALLED + (last.ended.signal or result.signal or 2)
+    if result.outcome == "out_of_memory":
+        return RunFailedError.exit_code
+    raise failure(last)
+
+
+def failure(attempt: Attempt) -> RunFailedError:
+    """What went wrong in a run, why, and what to do."""
+    from advisor.launch.attempt import resume_command
+
+    result, job = attempt.ended.result, attempt.launch.job
+    titles = {
+        "diverged": f"The training diverged at step {result.step:,}: the loss is no number.",
+        "disk_full": f"The disk of {job.out} is full, at step {result.step:,}.",
+        "failed": f"The training failed at step {result.step:,}." if result.step else "The training did not begin.",
+    }
+    kept = f" The last checkpoint, {result.checkpoint}, is complete." if result.checkpoint else ""
+    hint = result.hint
+    if result.checkpoint and result.outcome != "diverged":
+        hint = f"{hint} Then go on: {resume_command(attempt.launch)}".strip()
+    log = f" The log: {os.path.join(job.out, 'log.txt')}" if result.outcome == "failed" else ""
+    return RunFailedError(titles[result.outcome], why=f"{result.message}{kept}", hint=f"{hint}{log}".strip())
+
+
+def _nothing_fits(launch: Launch, how: Conduct, console: Console) -> int:
+    from advisor.report.terminal import render_advice
+
+    assert launch.advice is not None
+    render_advice(launch.advice, console)
+    _print_object(how, launch, None, [])
+    return 1
+
+
+def _print_object(how: Conduct, launch: Launch, probed: Probed | None, attempts: list[Attempt]) -> None:
+    if how.as_json:
+        from advisor.report.json import launch_object
+
+        print_json(launch_object(launch, probed, attempts))
+
+
+def hyperparameters(**given: Any) -> dict[str, Any]:
+    """Those of the plan's training table that were given."""
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def resumed(out: str | None, device: str | None, data: str | None, length: dict[str, Any]) -> Resolve:
+    """The resolver of a run that goes on.
+
+    Raises:
+        InputError: no folder is named.
+    """
+    if out is None:
+        raise InputError("--resume needs the run's folder.", hint="Name it: --resume --out runs/…")
+    folder = os.path.abspath(os.path.expanduser(out))
+
+    def resolve(_: Callable[[str], None]) -> Launch:
+        from advisor.cli.common import detect_gpu
+        from advisor.launch import resolve_resumed
+
+        launch = resolve_resumed(folder, detect_gpu(device) if device else None, require_device, data)
+        training = replace(launch.job.plan.training, **length)
+        return replace(launch, job=replace(launch.job, plan=replace(launch.job.plan, training=training)))
+
+    return resolve
+
+
+def require_device(device: str | None) -> Gpu:
+    """This machine's device to train on.
+
+    Raises:
+        EnvironmentLacksError: there is none.
+    """
+    from advisor.cli.common import detect_gpu
+    from advisor.errors import EnvironmentLacksError
+
+    found = detect_gpu(device)
+    if found is None:
+        raise EnvironmentLacksError(
+            "No GPU was found to train on.",
+            hint="Train on the processor, which is slow: --device cpu. Or plan for another machine: --gpu t4 "
+            "--save-plan plan.toml",
+        )
+    return found
+
+
+__all__ = ["Conduct", "conduct", "failure", "hyperparameters", "require_device", "resumed"]

@@ -1,0 +1,88 @@
+"""One attempt at a training, and what follows one that ran out of memory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import IO, Any
+
+from advisor.launch.command import training_command
+from advisor.launch.folder import set_attempt_aside, write_run
+from advisor.launch.process import Ended, supervise
+from advisor.launch.resolve import Launch
+from advisor.launch.stepdown import StepDown, step_down
+
+WORTH_TRYING = 0.97
+"""A plan that the closed form gives less than 3 % less memory is not worth another loading of the model; assumed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A training that was started, and how it ended."""
+
+    launch: Launch
+    ended: Ended
+    aside: str | None = None
+    """Where its files are, if another attempt has the run folder."""
+
+
+def train(launch: Launch, *, stdout: IO[Any] | None = None) -> Attempt:
+    """Writes the run folder, trains, and waits for the end.
+
+    Args:
+        launch: what `resolve_advised`, `resolve_plan` or `resolve_resumed` found that it can start.
+        stdout: where the training shows itself; None is this process's own.
+
+    Raises:
+        InputError: the run folder cannot be written to.
+    """
+    write_run(launch.job, launch.gpu, launch.preflight.check)
+    ended = supervise(training_command(launch.job, launch.gpu), launch.job.out, stdout=stdout)
+    return Attempt(launch=launch, ended=ended)
+
+
+def next_plan(launch: Launch, *, shorter: bool = False) -> StepDown | None:
+    """The next plan after one that ran out of memory; steps that save next to nothing are taken together.
+
+    Args:
+        launch: what ran out of memory.
+        shorter: whether sequences may be cut.
+    """
+    advised = [part.plan for part in launch.advice.methods] if launch.advice is not None else []
+    usable = launch.preflight.check.bitsandbytes_error is None
+    plan = launch.job.plan
+    changes: list[str] = []
+    before = launch.memory.reserved_bytes if launch.memory is not None else None
+    while True:
+        step = step_down(plan, launch.gpu, shorter=shorter, advised=advised, has_bitsandbytes=usable)
+        if step is None:
+            return None
+        plan = step.plan
+        changes = [*changes, step.change] if plan.method == launch.job.plan.method else [step.change]
+        after = launch.with_plan(plan).memory
+        if before is None or after is None or after.reserved_bytes <= WORTH_TRYING * before:
+            return StepDown(plan=plan, change=", ".join(changes))
+
+
+def start_over(attempt: Attempt, step: StepDown) -> tuple[Attempt, Launch]:
+    """The attempt with its files set aside, and the run by its next plan in the same folder."""
+    aside = set_attempt_aside(attempt.launch.job.out)
+    moved = Attempt(launch=attempt.launch, ended=attempt.ended, aside=aside)
+    return moved, attempt.launch.with_plan(step.plan)
+
+
+def resume_command(launch: Launch) -> str:
+    """The command that goes on with an interrupted run."""
+    from shlex import quote
+
+    device = " --device cpu" if launch.gpu.backend == "cpu" else ""
+    return f"phi3-advise train --resume --out {quote(_short(launch.job.out))}{device}"
+
+
+def _short(path: str) -> str:
+    """A path as a person would type it here."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
+
+
+__all__ = ["Attempt", "next_plan", "resume_command", "start_over", "train"]
