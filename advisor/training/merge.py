@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from advisor.plan import Dtype
 
-BLOCK_ELEMENTS = 4 * MIB
+BLOCK_ELEMENTS = 2 * MIB
 """Elements of a weight that are worked on at one time; a row that is longer is taken whole."""
 
 _RUNTIME_BYTES = 96 * MIB
@@ -178,12 +178,12 @@ def _peak_bytes() -> int | None:
 def _working_bytes(modules: Mapping[str, AdaptedModule], base: BaseModel) -> int:
     """The most that merging holds at one time.
 
-    A block = its bytes as read, in fp32, its update, and the result: at most 8 + 4 + 4 + 8 bytes an element;
-    beside it one module's two matrices, as read and in fp32: 8 + 4 bytes an element.
+    A block = its values as read, its update in fp32, the result, and the test of whether that is finite: at most
+    8 + 4 + 8 + 12 bytes an element; beside it one module's two matrices, as read and in fp32: 8 + 4 bytes an element.
     """
     widest = max((tensor.shape[-1] for file in base.files.values() for tensor in file if tensor.shape), default=0)
     matrices = max(module.a.elements + module.b.elements for module in modules.values())
-    return 24 * max(BLOCK_ELEMENTS, widest) + 12 * matrices + _RUNTIME_BYTES
+    return 32 * max(BLOCK_ELEMENTS, widest) + 12 * matrices + _RUNTIME_BYTES
 
 
 def _bytes_after(tensor: StoredTensor, dtype: Dtype | None) -> int:

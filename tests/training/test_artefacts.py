@@ -157,6 +157,41 @@ def test_a_full_model_loads_with_the_same_logits_and_generates(small_model: Path
     generate(loaded, tmp_path)
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_wrappers_around_the_model_leave_no_trace(method: str, small_model: Path, tmp_path: Path) -> None:
+    """Autocast's forward and torch.compile's module, as a trainer puts them on."""
+    from accelerate import Accelerator
+    from safetensors.torch import load_file
+
+    plan = make_plan(method)
+    model = train(plan, small_model)
+    save_artefacts(model, phi3_tokenizer(), str(tmp_path / "plain"), plan=plan, card=card(small_model))
+    wrapped = torch.compile(Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model))
+    save_artefacts(wrapped, phi3_tokenizer(), str(tmp_path / "wrapped"), plan=plan, card=card(small_model))
+    name = "adapter_model.safetensors" if method == "lora" else "model.safetensors"
+    plain, found = load_file(tmp_path / "plain" / name), load_file(tmp_path / "wrapped" / name)
+    assert plain.keys() == found.keys()
+    assert all(torch.equal(plain[key], found[key]) for key in plain)
+
+
+def test_what_is_left_can_be_merged_and_keeps_its_tokenizer(small_model: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from advisor.training.merge import merge_adapter, prepare_merge
+
+    plan = make_plan("lora")
+    model = train(plan, small_model)
+    save_artefacts(model, phi3_tokenizer(), str(tmp_path), plan=plan, card=card(small_model))
+    merged = merge_adapter(prepare_merge(str(tmp_path)))
+    assert merged.merge.out == str(tmp_path / "merged")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
+    found, expected = logits_of(loaded, tmp_path / "merged"), logits_of(model, tmp_path)
+    # The update is rounded into bfloat16 weights: their relative precision, at the size of these logits.
+    assert torch.allclose(found, expected, atol=8 * 2**-8 * expected.abs().max().item())
+    assert (found - logits_of(load_base(plan, small_model), tmp_path)).abs().max() > 0.1 * expected.abs().max()
+    generate(loaded, tmp_path / "merged")
+
+
 @pytest.mark.parametrize("autocast", ["none", "bfloat16", "float16"])
 def test_fp32_weights_under_autocast_are_saved_in_its_dtype(autocast: str, small_model: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
