@@ -171,20 +171,23 @@ class Renderer:
     def _marked_by_prefixes(self, messages: Sequence[Message], text: str) -> Rendered:
         """For a template that changes contents: from the end of each request to where its answer's turn ends.
 
+        Contents hold no special tokens here.
+
         Raises:
-            RowError: the text up to an answer changes with what follows it.
+            RowError: the text up to an answer changes with what follows it, or nothing ends the answer.
         """
         spans = []
         for number, message in enumerate(messages):
             if message.role != "assistant":
                 continue
             asked = self._write(messages[:number], asks=True)
-            answered = self._write(messages[: number + 1])
-            if not text.startswith(asked):
+            start, limit = len(asked), len(text)
+            if number + 1 < len(messages):
+                limit = text.find(messages[number + 1].content.strip(), start)
+            end = self._end_of_turn(text, start, limit)
+            if not text.startswith(asked) or end == start:
                 raise RowError(f"the chat template writes turn {number + 1} so that its answer cannot be told apart")
-            same = len(text) if number + 1 == len(messages) else _common(text, answered)
-            ends = [found.end() for found in self._special.in_text(text, len(asked), same)]
-            spans.append((len(asked), ends[-1] if ends else same))
+            spans.append((start, end))
         return self._ended(text, spans)
 
     def _end_of_turn(self, text: str, at: int, limit: int) -> int:
@@ -208,12 +211,6 @@ class Renderer:
             text = text[:stop] + (self._special.hide(eos) if hidden else eos)
             spans[-1] = (start, len(text))
         return Rendered(text, tuple(spans), hidden=hidden)
-
-
-def _common(one: str, other: str) -> int:
-    """Characters with which both begin."""
-    shortest = min(len(one), len(other))
-    return next((at for at in range(shortest) if one[at] != other[at]), shortest)
 
 
 def _turns(messages: Sequence[Message]) -> list[dict[str, str]]:

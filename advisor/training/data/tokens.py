@@ -80,7 +80,9 @@ class _Tokenize:
     def __init__(self, tokenizer: Any, special: SpecialTokens) -> None:
         self._tokenizer = tokenizer
         self._special = special
-        self._ids = np.array(sorted(i for i, t in tokenizer.added_tokens_decoder.items() if t.special), dtype=np.int32)
+        ids = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
+        self._swallows = np.zeros(max(len(tokenizer), *ids, 0) + 1, dtype=np.bool_)
+        self._swallows[ids] = True
 
     def __call__(self, rows: Sequence[Rendered]) -> list[TokenizedRow]:
         """All rows are of one format, so all are plain or none is."""
@@ -94,29 +96,27 @@ class _Tokenize:
             ids, characters = self._special.encode_hidden(row.text)
         ids = np.asarray(ids, dtype=np.int32)
         offsets = np.array(characters, dtype=np.int64).reshape(-1, 2)
-        learned = learned_tokens(ids, offsets, row.learned, self._ids)
+        learned = learned_tokens(offsets, row.learned, self._swallows[ids])
         if row.plain:
             ids, learned = _bounded(ids, learned, self._tokenizer.bos_token_id, self._tokenizer.eos_token_id)
         learned[:1] = False
         return TokenizedRow(ids, learned)
 
 
-def learned_tokens(ids: Ids, offsets: NDArray[np.int64], spans: Iterable[tuple[int, int]], special: Ids) -> Flags:
+def learned_tokens(offsets: NDArray[np.int64], spans: Iterable[tuple[int, int]], swallows: Flags) -> Flags:
     """Which tokens stand for a character of a span.
 
     A special token that begins before a span has only swallowed the blanks at its start (`rstrip`), and is not
     learned. A token without characters, such as the blank that Llama's tokenizer puts first, goes with its place.
 
     Args:
-        ids: of one row.
         offsets: characters that each token stands for, shape (tokens, 2).
         spans: characters that are learned.
-        special: ids of the special tokens.
+        swallows: which tokens are special, shape (tokens,).
     """
     starts, stops = offsets[:, 0], offsets[:, 1]
     stops = np.maximum(stops, starts + 1)
-    learned = np.zeros(len(ids), dtype=np.bool_)
-    swallows = np.isin(ids, special)
+    learned = np.zeros(len(offsets), dtype=np.bool_)
     for start, stop in spans:
         learned |= (stops > start) & (starts < stop) & ~(swallows & (starts < start))
     return learned
