@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from advisor.errors import InputError, PlanError
+from advisor.errors import InputError
 from advisor.training.data.lengths import bucket_length
 from advisor.training.data.tokens import MASKED
 
@@ -30,19 +30,9 @@ class Collator:
     Args:
         plan: the plan that is trained.
         pad_token_id: what rows are filled up with.
-
-    Raises:
-        PlanError: packed samples would see each other.
     """
 
     def __init__(self, plan: Plan, pad_token_id: int) -> None:
-        if plan.packing and plan.hold_outputs and not plan.gradient_checkpointing:
-            raise PlanError(
-                "packing",
-                "the outputs that are held hold a key-value cache too",
-                why="With a cache transformers builds no block mask, and packed samples would see each other.",
-                hint="Write hold_outputs = false.",
-            )
         self._plan = plan
         self._pad = pad_token_id
 

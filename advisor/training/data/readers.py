@@ -147,7 +147,8 @@ def _csv_header(lines: _CsvLines, name: str) -> tuple[list[str], str]:
 
 def _csv_row(header: list[str], fields: list[str]) -> Mapping[str, Any] | RowError:
     if len(fields) != len(header):
-        return RowError(f"{len(fields)} fields where the header has {len(header)}: the columns are shifted")
+        found = f"{len(fields)} field{'' if len(fields) == 1 else 's'}"
+        return RowError(f"{found} where the header has {len(header)}: the columns are shifted")
     return dict(zip(header, fields, strict=True))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from advisor.errors import InputError, PlanError
+from advisor.errors import InputError
 from advisor.plan import plan_from_fields
 from advisor.training.data import Collator, LengthSampler
 from advisor.training.data.lengths import bucket_length
@@ -146,8 +146,3 @@ def test_a_batch_in_which_nothing_carries_loss_is_refused() -> None:
 def test_a_row_longer_than_the_plans_is_refused() -> None:
     with pytest.raises(InputError, match="seq_len is 1,000"):
         Collator(plan(), 0)([row(1001)])
-
-
-def test_packing_is_refused_where_a_cache_would_undo_it() -> None:
-    with pytest.raises(PlanError, match="packing"):
-        Collator(plan(packing=True, hold_outputs=True, gradient_checkpointing=False), 0)

@@ -197,7 +197,7 @@ def test_unknown_columns_are_listed_with_those_that_are_understood(write: Write)
 def test_a_csv_whose_columns_are_shifted_is_reported(write: Write) -> None:
     said = refusal(write("a.csv", 'prompt,completion\na,b\n"a\nb",c,d\na\n"x"y,z\n'))
     assert "a.csv, line 3: 3 fields where the header has 2: the columns are shifted" in said
-    assert "a.csv, line 5: 1 fields where the header has 2" in said
+    assert "a.csv, line 5: 1 field where the header has 2" in said
     assert "a.csv, line 6: not CSV" in said
     assert "3 of 4 rows" in said
 
