@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from advisor.training.data.batches import batches_of
 from advisor.plan import most_packed_samples
+from advisor.training.data.batches import batches_of
 from advisor.training.data.lengths import bucket_length
 
 if TYPE_CHECKING:

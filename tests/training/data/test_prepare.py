@@ -115,8 +115,8 @@ def test_the_first_example_is_shown_as_the_model_sees_it(write: Write, tokenizer
         ("<|user|> Q 1<|end|><|assistant|>", False),
         (" A 日本<|end|><|endoftext|>", True),
     )
-    assert data.first.tokens == 11
-    assert data.first.learned == 7
+    assert data.first.tokens == 12
+    assert data.first.learned == 6
 
 
 def test_a_hundred_thousand_rows_are_read_in_seconds(write: Write) -> None:
