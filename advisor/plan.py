@@ -203,7 +203,7 @@ class Plan:
 
     @property
     def samples(self) -> int:
-        """Sequences in one micro-batch that attention keeps apart; the end of a packed row may be padding, as one more."""
+        """Sequences in one micro-batch that attention keeps apart; the padding of a packed row counts as one more."""
         return self.micro_batch * (most_packed_samples(self.seq_len) + 1 if self.packing else 1)
 
     @property
