@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from advisor.errors import InputError, shown
 from advisor.fit import Fit, explain_fit
 from advisor.hardware import Gpu, Host, what_if
+from advisor.in_backward import cost_of_stepping_in_backward
 from advisor.memory.estimate import Memory, summarise
 from advisor.memory.lora import match_targets
 from advisor.plan import ITEMSIZE, METHODS, Attention, Method, Plan
@@ -237,7 +238,7 @@ def describe_method(
         plan=plan,
         memory=memory,
         fit=fit,
-        reason=_method_reason(fit, memory.at, spilled_bytes),
+        reason=_method_reason(plan, fit, memory.at, request, spilled_bytes),
         speed=speed,
         spilled_bytes=spilled_bytes,
         saved_bytes=trained * (ITEMSIZE[plan.saved_dtype] if plan.method == "full" else 4),
@@ -246,8 +247,10 @@ def describe_method(
     )
 
 
-def _method_reason(fit: Fit, moment: str, spilled_bytes: int) -> str:
+def _method_reason(plan: Plan, fit: Fit, moment: str, request: Request, spilled_bytes: int) -> str:
     reason = explain_fit(fit, moment)
+    if plan.optimizer_in_backward:
+        reason += f"; only by stepping in backward: {cost_of_stepping_in_backward(plan, request.effective_batch)}"
     if fit.fits and spilled_bytes:
         reason += f"; {gib(spilled_bytes)} of paged optimizer states live in host RAM"
     return reason
@@ -281,7 +284,7 @@ def recommend(
         why = "there is memory to spare" if to_spare(full) else "quality comes first and it fits"
         return "full", f"{why}, and training every weight gives the best quality"
     if "lora" in fitting:
-        short = "does not fit" if full is None else "fits but leaves no memory to spare"
+        short = "does not fit" if full is None else _why_not_spare(full)
         return "lora", f"full fine-tuning {short}; LoRA fits, and keeps nearly its quality"
     if "qlora" in fitting:
         return "qlora", "memory is very limited: only 4-bit weights leave room for training"
@@ -289,8 +292,15 @@ def recommend(
 
 
 def to_spare(part: MethodAdvice) -> bool:
-    """Whether a full fine-tune fits with room left, without states in host RAM."""
-    return part.fits and not part.fit.near_edge and not part.plan.optimizer.startswith("paged")
+    """Whether a full fine-tune fits with room left, without states in host RAM and with its gradients kept."""
+    frugal = part.plan.optimizer.startswith("paged") or part.plan.optimizer_in_backward
+    return part.fits and not part.fit.near_edge and not frugal
+
+
+def _why_not_spare(full: MethodAdvice) -> str:
+    if full.plan.optimizer_in_backward:
+        return "fits only by stepping in backward"
+    return "fits but leaves no memory to spare"
 
 
 def _tokens_per_second(part: MethodAdvice) -> float:
@@ -308,7 +318,9 @@ def describe_unlock(advice: Advice) -> str:
     label = METHOD_LABELS[part.method]
     if part.fits:
         best = recommend(advice.methods, "quality")[0] or part.method
-        return f"{METHOD_LABELS[best]} fits as well: --prefer quality takes it"
+        cost = cost_of_stepping_in_backward(part.plan, advice.request.effective_batch)
+        price = f", but {cost}" if part.plan.optimizer_in_backward and best == part.method else ""
+        return f"{METHOD_LABELS[best]} fits as well: --prefer quality takes it{price}"
     base = base_plan(part.method, advice.model, advice.gpu, advice.request)
     shorter = longest_that_fits(base, advice.model, advice.gpu)
     ways = [f"sequences of {shorter:,} tokens (--seq-len {shorter})"] if shorter else []
@@ -444,6 +456,10 @@ def collect_warnings(
         said.append(f"{', '.join(unmatched)} match nothing in {arch.model_type} ({names}): {trained} are trained.")
     if gpu.bfloat16 is False:
         said.append(f"{gpu.name} has no bfloat16: fp16 with gradient scaling, and fp32 weights wherever they train.")
+    stepped = [part for part in parts if part.fits and part.plan.optimizer_in_backward]
+    for part in stepped:
+        cost = cost_of_stepping_in_backward(part.plan, request.effective_batch)
+        said.append(f"Full fine-tuning fits only with the optimizer in backward: {cost}.")
     said += _host_warnings(parts, gpu, host)
     if gpu.backend not in ("cuda", "cpu"):
         said.append(f"Attention on {gpu.backend} is taken to need what it needs on CUDA; nobody checked that.")

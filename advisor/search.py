@@ -8,6 +8,8 @@ What is known of memory: it grows with the micro-batch, except at either end. A 
 gradients of earlier ones; one sequence alone has no mask, which grouped-query heads may pay for with the math kernel.
 Nothing is known of checkpointing: a few tokens keep less than what it recomputes. And the largest micro-batch need not
 be the fastest, where it pushes paged states to host RAM.
+
+Only where none of these plans fits, plans of full fine-tuning that step in backward are searched (in_backward.py).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from itertools import product
 from advisor.architecture import Architecture
 from advisor.fit import Fit, check_fit
 from advisor.hardware import Gpu
+from advisor.in_backward import can_step_in_backward, largest_that, stepping_in_backward
 from advisor.memory.estimate import reserved_bytes, simulate
 from advisor.memory.ledger import Ledger
 from advisor.memory.step import paged_bytes
@@ -88,15 +91,17 @@ def runs_on(optimizer: Optimizer, gpu: Gpu) -> bool:
 
 
 def at_micro_batch(plan: Plan, micro_batch: int) -> Plan:
-    """The same effective batch in larger or smaller pieces."""
+    """The same effective batch in larger or smaller pieces; a smaller one where backward steps the weights."""
+    if plan.optimizer_in_backward:
+        return stepping_in_backward(plan, micro_batch)
     return replace(plan, micro_batch=micro_batch, gradient_accumulation=plan.effective_batch // micro_batch)
 
 
 def search(base: Plan, arch: Architecture, gpu: Gpu, *, attentions: tuple[Attention, ...] = ("sdpa",)) -> Candidate:
-    """The fastest of a method's plans that fits the GPU; the smallest if none does.
+    """The fastest of a method's plans that fits the GPU; one that steps in backward, or the smallest, if none does.
 
     Args:
-        base: method, model, dtype, sequence length, adapters; its effective batch is kept.
+        base: method, model, dtype, sequence length, adapters; its effective batch is kept, where gradients are.
         arch: the model.
         gpu: the GPU.
         attentions: implementations that can be used there.
@@ -115,18 +120,38 @@ def search(base: Plan, arch: Architecture, gpu: Gpu, *, attentions: tuple[Attent
             found = trials.evaluate(plan, size)
             if best is None or found.seconds < best.seconds:
                 best = found
-    return best or trials.smallest()
+    return best or search_in_backward(base, arch, gpu, attentions=attentions) or trials.smallest()
+
+
+def search_in_backward(
+    base: Plan, arch: Architecture, gpu: Gpu, *, attentions: tuple[Attention, ...] = ("sdpa",)
+) -> Candidate | None:
+    """The plan that steps in backward with the largest micro-batch that fits, up to the effective batch.
+
+    Of plans with that micro-batch the fastest; None where none fits, or the method has no such plans.
+    """
+    if not can_step_in_backward(base):
+        return None
+    trials = _Trials(base, arch, gpu, attentions, in_backward=True)
+    most = largest_that(trials.fits_somehow, base.effective_batch, _irregular(arch))
+    if most is None:
+        return None
+    fitting = [trials.evaluate(plan, most) for plan in trials.plans if trials.fits(plan, most)]
+    return min(fitting, key=lambda candidate: candidate.seconds)
 
 
 def smallest_plan(
     base: Plan, arch: Architecture, gpu: Gpu, *, attentions: tuple[Attention, ...] = ("sdpa",)
 ) -> Candidate:
-    """The method's plan that needs least memory, whether or not it fits."""
-    return _Trials(base, arch, gpu, attentions).smallest()
+    """The method's plan that needs least memory, whether or not it fits; one that steps in backward if only such do."""
+    smallest = _Trials(base, arch, gpu, attentions).smallest()
+    if smallest.fit.fits:
+        return smallest
+    return search_in_backward(base, arch, gpu, attentions=attentions) or smallest
 
 
 def any_fits(base: Plan, arch: Architecture, gpu: Gpu, *, attentions: tuple[Attention, ...] = ("sdpa",)) -> bool:
-    """Whether any of a method's plans fits."""
+    """Whether any of a method's plans fits that keeps the effective batch and clips its gradients."""
     trials = _Trials(base, arch, gpu, attentions)
     return any(trials.fits(plan, size) for plan, size in trials.frugal())
 
@@ -139,10 +164,21 @@ class _Trials:
         arch: the model.
         gpu: the GPU.
         attentions: implementations that can be used there.
+        in_backward: only plans that step in backward.
     """
 
-    def __init__(self, base: Plan, arch: Architecture, gpu: Gpu, attentions: tuple[Attention, ...]) -> None:
+    def __init__(
+        self,
+        base: Plan,
+        arch: Architecture,
+        gpu: Gpu,
+        attentions: tuple[Attention, ...],
+        *,
+        in_backward: bool = False,
+    ) -> None:
         self.plans = tuple(plan for plan in combinations(base, attentions) if runs_on(plan.optimizer, gpu))
+        if in_backward:
+            self.plans = tuple(stepping_in_backward(plan, 1) for plan in self.plans)
         self.sizes = divisors(base.effective_batch)
         self._arch, self._gpu = arch, gpu
         self._candidates: dict[tuple[Plan, int], Candidate] = {}
@@ -170,6 +206,10 @@ class _Trials:
             if not check_fit(at_start, self._gpu).fits:
                 self._hopeless.add(kind)
         return candidate.fit.fits
+
+    def fits_somehow(self, size: int) -> bool:
+        """Whether a micro-batch fits under the knobs that need least."""
+        return any(self.fits(plan, size) for plan in reversed(self.plans) if not self._frugal_sisters(plan))
 
     def reach(self, plan: Plan) -> frozenset[int]:
         """The micro-batches at which a combination fits: none where a more frugal sister does not."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from advisor.advise import METHOD_LABELS, Advice, MethodAdvice, conclude, describe_method
+from advisor.plan import Plan
 from advisor.profiles import ModelSource
 from advisor.search import at_micro_batch, divisors
 from advisor.traced import Progress, TracedPlan, trace_plan
@@ -55,7 +56,7 @@ def _trace(part: MethodAdvice, advice: Advice, model: ModelSource, progress: Pro
             progress(f"{label}: {what}")
 
     plan = part.plan
-    smaller = [size for size in divisors(plan.effective_batch) if size < plan.micro_batch]
+    smaller = _smaller_batches(plan)
     traced = trace_plan(plan, model, advice.gpu, progress=tell)
     judged = _describe(traced, advice)
     for size in reversed(smaller[-MOST_STEPS_DOWN:] if part.fits else []):
@@ -64,6 +65,13 @@ def _trace(part: MethodAdvice, advice: Advice, model: ModelSource, progress: Pro
         traced = trace_plan(at_micro_batch(plan, size), model, advice.gpu, progress=tell)
         judged = _describe(traced, advice)
     return _Judged(part=judged, traced=traced, warning=_difference(part, judged))
+
+
+def _smaller_batches(plan: Plan) -> list[int]:
+    """Micro-batches to step down to, ascending: parts of the effective batch, which backward's steps make smaller."""
+    if plan.optimizer_in_backward:
+        return list(range(1, plan.micro_batch))
+    return [size for size in divisors(plan.effective_batch) if size < plan.micro_batch]
 
 
 def _describe(traced: TracedPlan, advice: Advice) -> MethodAdvice:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from advisor.advise import Request, base_plan
 from advisor.hardware import Gpu, what_if
+from advisor.in_backward import can_step_in_backward, stepping_in_backward
 from advisor.plan import METHODS, Method, Plan
 from advisor.profiles import ModelProfile, all_gpus
 from advisor.search import combinations, evaluate
@@ -25,6 +26,9 @@ class Reach:
 
     seq_len: int | None
     """Longest sequence at micro-batch 1, in steps of 256 tokens."""
+
+    in_backward: bool = False
+    """Only by stepping in backward, so that the micro-batch is the effective batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +60,8 @@ def measure_reach(method: Method, gpu: Gpu, model: ModelProfile, request: Reques
     are tried before one, and sequences that reach a sliding window before shorter ones.
 
     Frugal: checkpointing, chunked loss, paged 8-bit states; nothing else reaches further. Gradients of earlier
-    micro-batches are there, as they are wherever the effective batch takes more than one.
+    micro-batches are there, as they are wherever the effective batch takes more than one; where not even one sequence
+    fits then, full fine-tuning steps in backward.
     """
     base = base_plan(method, model, gpu, request)
     frugal = next(
@@ -65,6 +70,14 @@ def measure_reach(method: Method, gpu: Gpu, model: ModelProfile, request: Reques
         if plan.gradient_checkpointing and plan.loss == "chunked" and plan.optimizer.startswith("paged")
     )
 
+    reach = _reach_of(frugal, model, gpu)
+    if reach.micro_batch is None and can_step_in_backward(base):
+        stepping = _reach_of(stepping_in_backward(frugal, 1), model, gpu)
+        return stepping if stepping.micro_batch is not None else reach
+    return reach
+
+
+def _reach_of(frugal: Plan, model: ModelProfile, gpu: Gpu) -> Reach:
     def fits(plan: Plan) -> bool:
         return evaluate(plan, model.architecture, gpu).fit.fits
 
@@ -74,7 +87,11 @@ def measure_reach(method: Method, gpu: Gpu, model: ModelProfile, request: Reques
     windowed = -(-(model.architecture.window or 0) // SEQ_LEN_STEP)
     micro_batch = _largest(lambda n: fits(replace(frugal, micro_batch=n)), (2, 1), LARGEST_MICRO_BATCH)
     steps = _largest(fits_tokens, (max(1, windowed), 1), LONGEST_SEQ_LEN // SEQ_LEN_STEP)
-    return Reach(micro_batch=micro_batch, seq_len=steps * SEQ_LEN_STEP if steps else None)
+    return Reach(
+        micro_batch=micro_batch,
+        seq_len=steps * SEQ_LEN_STEP if steps else None,
+        in_backward=frugal.optimizer_in_backward,
+    )
 
 
 def _largest(fits: Callable[[int], bool], starts: tuple[int, ...], limit: int) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from advisor.advise import Advice, Request, advise, base_plan, longest_that_fits, recommend, usable_attentions
+from advisor.advise import Advice, Request, advise, base_plan, longest_that_fits, recommend, to_spare, usable_attentions
 from advisor.cli import cli
 from advisor.errors import InputError, PlanError
 from advisor.hardware import Gpu, Host, what_if
@@ -87,6 +87,36 @@ def test_full_without_memory_to_spare_yields_to_lora_unless_quality_comes_first(
     assert "no memory to spare" in advice.reason
     assert "--prefer quality" in advice.unlock
     assert advice_for(gpu, prefer="quality").recommended == "full"
+
+
+def test_full_that_steps_in_backward_says_what_that_costs_and_is_never_memory_to_spare() -> None:
+    gpu = gpu_named("rtx-4080")
+    advice = advice_for(gpu)
+    full = advice.of("full")
+    assert full.fits
+    assert full.plan.optimizer_in_backward
+    assert full.plan.gradient_accumulation == 1
+    assert full.plan.micro_batch < 16
+    cost = f"gradients are not clipped, and the effective batch becomes {full.plan.micro_batch} in place of 16"
+    assert cost in full.reason
+    assert any("optimizer in backward" in warning and cost in warning for warning in advice.warnings)
+    assert "only by stepping in backward" in advice.reason
+    assert advice.recommended == "lora"
+    assert advice.unlock.endswith(f"--prefer quality takes it, but {cost}")
+    roomy = replace(full, fit=replace(full.fit, total_bytes=10 * full.fit.total_bytes))
+    assert roomy.fits
+    assert not to_spare(replace(roomy, plan=replace(roomy.plan, optimizer="adamw_bnb_8bit")))
+    quality = advice_for(gpu, prefer="quality")
+    assert quality.recommended == "full"
+    assert cost in quality.choice.reason
+    whole = advice_for(gpu, effective_batch=4).of("full")
+    assert whole.plan.micro_batch == 4
+    assert "the whole effective batch of 4 is one micro-batch" in whole.reason
+
+
+@pytest.mark.parametrize("gpu", ["rtx-4090", "a100-80gb", "t4", "rtx-4060-8gb"])
+def test_where_an_ordinary_plan_fits_or_none_can_nothing_steps_in_backward(gpu: str) -> None:
+    assert not any(part.plan.optimizer_in_backward for part in advice_for(gpu).methods)
 
 
 def test_preferring_memory_takes_each_methods_smallest_plan() -> None:
@@ -166,7 +196,9 @@ def test_a_gpu_that_would_do_indeed_does_and_no_smaller_one_of_the_ladder() -> N
         total = gpu_named(gpu).total_bytes
         for profile in gpu_ladder():
             if total < profile.usable_bytes < named[0].usable_bytes:
-                assert better not in fitting(advice_for(profile.name, model=model))
+                smaller = advice_for(profile.name, model=model)
+                # Stepping in backward is no way out that is offered: it changes what was asked for.
+                assert better not in fitting(smaller) or smaller.of(better).plan.optimizer_in_backward
 
 
 def test_a_shorter_sequence_that_would_do_indeed_does_and_a_longer_one_does_not() -> None:

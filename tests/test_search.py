@@ -10,6 +10,7 @@ import pytest
 import advisor.search
 from advisor.advise import Request, base_plan
 from advisor.hardware import Gpu, what_if
+from advisor.in_backward import largest_that
 from advisor.plan import METHODS, Attention, Plan
 from advisor.profiles import ModelProfile, load_gpu, load_model
 from advisor.search import (
@@ -85,14 +86,68 @@ def test_the_search_finds_what_trying_everything_finds(
         with monkeypatch.context() as patch:
             evaluations = counted(patch)
             found = search(base, model.architecture, gpu, attentions=attentions)
+        assert any_fits(base, model.architecture, gpu, attentions=attentions) == bool(fitting)
+        if found.plan.optimizer_in_backward:
+            assert not fitting
+            continue
         assert found.fit.fits == bool(fitting)
         if fitting:
             assert found.seconds == min(candidate.seconds for candidate in fitting)
         else:
             assert found.fit.needed_bytes == least
-        assert len(evaluations) <= 0.6 * len(tried)
+        assert sum(not plan.optimizer_in_backward for plan in evaluations) <= 0.6 * len(tried)
         assert smallest_plan(base, model.architecture, gpu, attentions=attentions).fit.needed_bytes == least
-        assert any_fits(base, model.architecture, gpu, attentions=attentions) == bool(fitting)
+
+
+IN_BACKWARD: list[tuple[str, str, int, int, tuple[Attention, ...]]] = [
+    ("phi-3-mini-4k", "rtx-4080", 2048, 16, ("sdpa",)),
+    ("phi-3-mini-4k", "rtx-3080-10gb", 2048, 4, BOTH),
+    ("phi-3-mini-4k", "rtx-4070-ti", 128, 12, ("sdpa",)),
+    ("phi-3-mini-4k", "rtx-4060-8gb", 2048, 4, ("sdpa",)),
+    ("phi-3-mini-4k", "t4", 512, 4, ("sdpa",)),
+    ("phi-4-mini", "rtx-4070-ti", 2048, 16, ("sdpa",)),
+    ("phi-3-medium-4k", "a100-40gb", 1024, 16, ("sdpa",)),
+    ("phi-3-medium-4k", "a6000", 2048, 8, BOTH),
+]
+"""Cards on which no ordinary full fine-tune fits: some are large enough to step in backward, some are not."""
+
+
+@pytest.mark.parametrize(("model_name", "gpu_name", "seq_len", "batch", "attentions"), IN_BACKWARD)
+def test_where_nothing_ordinary_fits_full_fine_tuning_steps_in_backward_with_the_largest_batch_that_does(
+    model_name: str, gpu_name: str, seq_len: int, batch: int, attentions: tuple[Attention, ...]
+) -> None:
+    model, gpu = load_model(model_name), what_if(load_gpu(gpu_name))
+    base = base_plan("full", model, gpu, Request(seq_len=seq_len, effective_batch=batch))
+    assert not any(candidate.fit.fits for candidate in everything(base, model, gpu, attentions))
+    tried = []
+    if base.autocast != "float16":
+        stepped = [
+            replace(plan, optimizer_in_backward=True, gradient_accumulation=1, micro_batch=size)
+            for plan in combinations(base, attentions)
+            for size in range(1, batch + 1)
+        ]
+        tried = [evaluate(plan, model.architecture, gpu) for plan in stepped]
+    fitting = [candidate for candidate in tried if candidate.fit.fits]
+    found = search(base, model.architecture, gpu, attentions=attentions)
+    assert found.fit.fits == found.plan.optimizer_in_backward == bool(fitting)
+    if fitting:
+        largest = max(candidate.plan.micro_batch for candidate in fitting)
+        assert found.plan.effective_batch == found.plan.micro_batch == largest
+        assert found.seconds == min(one.seconds for one in fitting if one.plan.micro_batch == largest)
+        frugal = smallest_plan(base, model.architecture, gpu, attentions=attentions)
+        assert frugal.plan == found.plan
+    # What is offered as a way out keeps the batch and the clipping.
+    assert not any_fits(base, model.architecture, gpu, attentions=attentions)
+
+
+@pytest.mark.parametrize(("limit", "most", "found"), [(0, 16, None), (1, 16, 1), (9, 16, 9), (16, 16, 16), (99, 7, 7)])
+@pytest.mark.parametrize("regular_from", [1, 2])
+def test_the_largest_number_that_fits_is_found(limit: int, most: int, found: int | None, regular_from: int) -> None:
+    assert largest_that(lambda number: number <= limit, most, regular_from) == found
+
+
+def test_a_larger_number_may_fit_where_the_first_does_not() -> None:
+    assert largest_that(lambda number: 2 <= number <= 5, 16, 2) == 5
 
 
 def counted(patch: pytest.MonkeyPatch) -> list[Plan]:

@@ -37,11 +37,12 @@ def test_every_gpu_has_a_row_the_smallest_first() -> None:
 
 
 def test_what_fits_in_the_survey_is_what_the_advice_says_fits() -> None:
-    for name in ("rtx-4060-8gb", "t4", "rtx-4090", "a100-40gb", "h100"):
+    for name in ("rtx-4060-8gb", "rtx-3080-10gb", "t4", "rtx-4080", "rtx-4090", "a100-40gb", "h100"):
         advice = advise(MINI, gpu_named(name))
         for part in advice.methods:
             reach = measure_reach(part.method, gpu_named(name), MINI, Request())
             assert (reach.micro_batch is not None) == part.fits
+            assert reach.in_backward == (part.fits and part.plan.optimizer_in_backward)
 
 
 REACHES = [

@@ -264,7 +264,11 @@ def survey_object(rows: tuple[SurveyRow, ...]) -> dict[str, Any]:
                 "gpu": row.gpu.profile.name if row.gpu.profile else row.gpu.name,
                 "total_bytes": row.gpu.total_bytes,
                 "methods": {
-                    method: {"micro_batch": reach.micro_batch, "seq_len": reach.seq_len}
+                    method: {
+                        "micro_batch": reach.micro_batch,
+                        "seq_len": reach.seq_len,
+                        "optimizer_in_backward": reach.in_backward,
+                    }
                     for method, reach in row.reach.items()
                 },
             }

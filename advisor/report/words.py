@@ -103,7 +103,12 @@ def settings(plan: Plan) -> list[str]:
         f"{plan.loss} loss",
         precision(plan),
     ]
-    return said if plan.attention == "sdpa" else [*said, plan.attention]
+    more = {
+        plan.attention: plan.attention != "sdpa",
+        "packed rows": plan.packing,
+        "optimizer in backward": plan.optimizer_in_backward,
+    }
+    return [*said, *(phrase for phrase, on in more.items() if on)]
 
 
 def speed_words(part: MethodAdvice) -> str:

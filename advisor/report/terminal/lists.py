@@ -31,15 +31,18 @@ def render_survey(rows: Sequence[SurveyRow], model: ModelProfile, request: Reque
         table.add_row(Text(clean(name)), gib(row.gpu.total_bytes), *reaches)
     console.print(table)
     console.print()
-    for note in _survey_notes(model, request):
+    for note in _survey_notes(rows, model, request):
         print_paragraph(console, note, style="dim")
 
 
-def _survey_notes(model: ModelProfile, request: Request) -> tuple[str, ...]:
+def _survey_notes(rows: Sequence[SurveyRow], model: ModelProfile, request: Request) -> tuple[str, ...]:
     positions = model.architecture.max_positions
+    stepped = any(reach.in_backward for row in rows for reach in row.reach.values())
+    price = "* only by stepping in backward: gradients are not clipped, and the micro-batch is the effective batch."
     return (
         f"Largest micro-batch at {request.seq_len:,} tokens / longest sequence at micro-batch 1.",
         "With checkpointing, chunked loss and paged 8-bit states. – does not fit; + is where the search stops.",
+        *((price,) if stepped else ()),
         f"{model.label} was made for {positions:,} tokens: beyond them memory is not what limits it.",
         "Tier: estimate, in closed form. Nothing was measured. The names go with --gpu.",
     )
@@ -51,7 +54,7 @@ def _reach(reach: Reach) -> Text:
     if reach.micro_batch is None and reach.seq_len is None:
         return Text("–", style="red")
     batch, length = _limited(reach.micro_batch, LARGEST_MICRO_BATCH), _limited(reach.seq_len, LONGEST_SEQ_LEN)
-    return Text(f"{batch} / {length}", style="green")
+    return Text(f"{batch}* / {length}" if reach.in_backward else f"{batch} / {length}", style="green")
 
 
 def _limited(number: int | None, limit: int) -> str:
