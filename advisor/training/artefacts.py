@@ -144,7 +144,9 @@ def _as_loaded(causal_lm: Any) -> Iterator[None]:
 
 def _move_into(aside: Path, run: Path, *, key: str) -> None:
     """Moves the finished files into the run folder, the key last; weights of an earlier save go."""
+    readable = (aside / "README.md").stat().st_mode
     for path in aside.iterdir():
+        path.chmod(readable)  # safetensors writes for the owner alone, whatever the umask says
         _flush(path)
     for stale in (_ADAPTER_KEY, _MODEL_KEY):
         (run / stale).unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from advisor.plan import Plan
-from advisor.units import count, duration, gib
+from advisor.units import count, duration, size
 
 _NAMES = {"full": "Full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -225,8 +225,8 @@ def _results(card: CardFacts) -> list[tuple[str, str]]:
         ("reserved", card.predicted_reserved_bytes, card.peak_reserved_bytes),
     ):
         if predicted is not None:
-            rows.append((f"peak {name}, predicted", gib(predicted)))
-        rows.append((f"peak {name}, measured", gib(peak) if peak is not None else unmeasured))
+            rows.append((f"peak {name}, predicted", size(predicted)))
+        rows.append((f"peak {name}, measured", size(peak) if peak is not None else unmeasured))
     if card.seconds is not None:
         rows.append(("time", duration(card.seconds)))
     if card.tokens is not None:

@@ -251,6 +251,7 @@ def test_what_is_saved_has_all_its_files_and_no_path_but_the_base_s(
         weights = {"model.safetensors", "config.json"}
     common = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "README.md"}
     assert files == weights | common
+    assert len({path.stat().st_mode for path in run.iterdir()}) == 1, "who may read the weights may read the rest"
     for path in run.iterdir():
         if path.suffix in (".json", ".md", ".jinja"):
             text = path.read_text(encoding="utf-8")

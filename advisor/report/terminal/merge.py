@@ -8,7 +8,7 @@ from rich.console import Console
 
 from advisor.report.terminal.text import print_paragraph
 from advisor.report.words import clean
-from advisor.units import duration, gib
+from advisor.units import duration, gib, size
 
 if TYPE_CHECKING:
     from advisor.training.merge import Merge, Merged
@@ -20,7 +20,7 @@ def render_merge_needs(merge: Merge, console: Console) -> None:
     print_paragraph(
         console,
         f"Merging {len(merge.modules)} adapted modules of {clean(merge.run)} into {clean(merge.base_name)}, in {kept}. "
-        f"Needs {gib(merge.ram_bytes)} of RAM and {gib(merge.disk_bytes)} of disk.",
+        f"Needs {gib(merge.ram_bytes)} of RAM and {size(merge.disk_bytes)} of disk.",
     )
 
 
