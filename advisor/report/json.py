@@ -236,6 +236,7 @@ def launch_object(launch: Launch, probed: Probed | None, attempts: list[Attempt]
         "command": list(training_command(job, launch.gpu).words),
         "attempts": len(attempts),
         "result": asdict(last.ended.result) if last is not None else None,
+        "host_peak_bytes": last.ended.host_peak_bytes if last is not None else None,
     }
 
 

@@ -182,12 +182,17 @@ def _memory_rows(attempt: Attempt, probed: Probed | None) -> Iterable[tuple[str,
     yield "peak reserved", ""
     yield "  predicted", _amount(job.predicted_reserved_bytes)
     yield "  probed", _amount(measured) if measured is not None else "not probed"
-    yield "  actual", _amount(result.peak_reserved_bytes, "not measured: this device does not count it")
+    yield "  actual", _amount(result.peak_reserved_bytes, "not counted by this device")
     if result.peak_allocated_bytes is not None:
         predicted = _amount(job.predicted_allocated_bytes)
         yield "peak allocated", f"{_amount(result.peak_allocated_bytes)} ({predicted} predicted)"
     if result.driver_bytes is not None:
         yield "driver's view", gib(result.driver_bytes)
+    if attempt.ended.host_peak_bytes is not None:
+        said = f"{size(attempt.ended.host_peak_bytes)} resident at the peak"
+        if attempt.launch.gpu.backend == "cpu" and attempt.launch.memory is not None:
+            said += f" ({size(attempt.launch.memory.total_bytes)} predicted, libraries included)"
+        yield "host RAM", said
 
 
 def _amount(size_bytes: int | None, unknown: str = "not known") -> str:
@@ -211,7 +216,8 @@ def render_interrupted(attempt: Attempt, console: Console) -> None:
     result, job = attempt.ended.result, attempt.launch.job
     console.print()
     at = f"at step {result.step:,} of {result.steps:,}" if result.steps else "before the first step"
-    print_paragraph(console, f"{at}. {result.message}", label="Stopped ", label_style="bold yellow", indent="  ")
+    said = f"{at}." if result.checkpoint and not attempt.ended.killed else f"{at}. {result.message}"
+    print_paragraph(console, said, label="Stopped ", label_style="bold yellow", indent="  ")
     if result.checkpoint is None:
         print_paragraph(console, f"There is no checkpoint; what there is is in {_short(job.out)}.")
         console.print(Text("To start it again:", style="bold"))
