@@ -1,7 +1,7 @@
 """PyTorch's CUDA caching allocator, replayed: from requests to reserved memory.
 
 Rules, from c10/cuda/CUDACachingAllocator.cpp (round_size, get_allocation_size, get_free_block, should_split,
-try_merge_blocks, release_cached_blocks, ExpandableSegment):
+try_merge_blocks, release_cached_blocks; find_expandable_block, map_block, unmap_block, ExpandableSegment):
 
 - A request is rounded up to 512 bytes. At most 1 MiB comes from 2 MiB segments, less than 10 MiB from 20 MiB
   segments, more gets a segment of its own, rounded up to 2 MiB.
@@ -9,8 +9,10 @@ try_merge_blocks, release_cached_blocks, ExpandableSegment):
   block if it has at least 512 bytes (small pool) or more than 1 MiB (large pool).
 - Freed neighbours merge. When the GPU is full, segments that are wholly free are released, and the request is
   tried once more before it fails.
-- With expandable_segments each pool is one segment that grows at its end by pages of 2 MiB (small) or 20 MiB
-  (large) and is split down to 512 bytes; the block at its end is taken last.
+- With expandable_segments each pool is one range of addresses, mapped by pages of 2 MiB (small) or 20 MiB (large)
+  and split down to 512 bytes. A request that no free block holds takes the lowest addresses that are free or
+  unmapped and maps what is missing; a free block next to unmapped addresses counts as large as it could grow.
+  When the GPU is full, every page that lies wholly inside a free block is unmapped.
 """
 
 from __future__ import annotations
@@ -30,6 +32,9 @@ SEGMENT_UNIT = 2 * MIB
 
 _FAR_APART = 2**44
 """Between segments, so that none can be taken for another's neighbour."""
+
+_ADDRESSES = 2**43 // MEDIUM_SEGMENT * MEDIUM_SEGMENT
+"""Of an expandable segment: without end. torch reserves 1.125 times the GPU's memory, and one more segment after."""
 
 Request = tuple[int, int, bool]
 """A key, a size in bytes, and whether it is freed."""
@@ -57,16 +62,21 @@ class Replay:
 
 @dataclass(slots=True, eq=False)
 class _Segment:
-    """Memory that CUDA gave out in one piece, or an expandable one's mapped part."""
+    """Memory that CUDA gave out in one piece, or the addresses of an expandable one."""
 
     small: bool
+    start: int
     expandable: bool = False
-    last: Block | None = None
+
+    @property
+    def page(self) -> int:
+        """What an expandable segment maps and unmaps."""
+        return SMALL_SEGMENT if self.small else MEDIUM_SEGMENT
 
 
 @dataclass(slots=True, eq=False)
 class Block:
-    """A part of a segment, in use or free."""
+    """A part of a segment: in use, free, or (in an expandable one) addresses without memory behind them."""
 
     segment: _Segment
     address: int
@@ -74,34 +84,71 @@ class Block:
     free: bool = False
     before: Block | None = None
     after: Block | None = None
+    mapped: bool = True
+
+    @property
+    def expandable_size(self) -> int:
+        """The size that it can grow to."""
+        after = self.after
+        return self.size + (after.size if after is not None and not after.mapped else 0)
 
 
 def _order(block: Block) -> tuple[int, int]:
     return block.size, block.address
 
 
+def _address(block: Block) -> int:
+    return block.address
+
+
 @dataclass(slots=True)
 class _Pool:
-    """Free blocks, smallest first, then lowest address."""
+    """Free blocks, smallest first, then lowest address; and unmapped ones, lowest address first."""
 
     blocks: list[Block] = field(default_factory=list)
+    unmapped: list[Block] = field(default_factory=list)
 
     def add(self, block: Block) -> None:
-        insort(self.blocks, block, key=_order)
+        if block.mapped:
+            insort(self.blocks, block, key=_order)
+        else:
+            insort(self.unmapped, block, key=_address)
 
     def remove(self, block: Block) -> None:
-        del self.blocks[bisect_left(self.blocks, _order(block), key=_order)]
+        if block.mapped:
+            del self.blocks[bisect_left(self.blocks, _order(block), key=_order)]
+        else:
+            self.unmapped.remove(block)
 
     def take(self, size: int) -> Block | None:
-        """The best fit; an expandable segment's end counts as large as it could grow."""
+        """The best fit; blocks that can grow count as large as they can."""
         index = bisect_left(self.blocks, (size, -1), key=_order)
         if index == len(self.blocks):
             return None
-        block = self.blocks[index]
-        at_end = block.segment.expandable and block.segment.last is block and block.before is not None
-        if at_end and index + 1 < len(self.blocks):
+        while index + 1 < len(self.blocks) and self.blocks[index].segment.expandable:
+            if self.blocks[index + 1].expandable_size >= self.blocks[index].expandable_size:
+                break
             index += 1
         return self.blocks.pop(index)
+
+    def absorb_neighbours(self, block: Block) -> None:
+        """Merge a block, which is in no list yet, with neighbours that are free, and mapped or not as it is."""
+        for other in (block.before, block.after):
+            if other is not None and other.free and other.mapped == block.mapped:
+                self.remove(other)
+                _absorb(block, other)
+
+    def room_for(self, size: int) -> Block | None:
+        """Where the lowest addresses begin that are free or unmapped, at least one of them unmapped, for so much."""
+        for hole in self.unmapped:
+            first = hole.before if hole.before is not None and hole.before.free else hole
+            found, block = first.size, first.after
+            while found < size and block is not None and block.free:
+                found += block.size
+                block = block.after
+            if found >= size:
+                return first
+        return None
 
 
 class CachingAllocator:
@@ -121,7 +168,6 @@ class CachingAllocator:
         self._total = total_bytes
         self._expandable = expandable
         self._pools = {True: _Pool(), False: _Pool()}
-        self._growing: dict[bool, _Segment] = {}
         self._next_address = 0
 
     def allocate(self, size_bytes: int) -> Block | None:
@@ -143,15 +189,12 @@ class CachingAllocator:
         """Give a block back; it merges with free neighbours and stays reserved."""
         self.allocated_bytes -= block.size
         pool = self._pools[block.segment.small]
-        for other in (block.before, block.after):
-            if other is not None and other.free:
-                pool.remove(other)
-                _absorb(block, other)
+        pool.absorb_neighbours(block)
         block.free = True
         pool.add(block)
 
     def release_cached(self) -> bool:
-        """Give whole free segments back, as torch.cuda.empty_cache does; whether there were any."""
+        """Give whole free segments or pages back, as torch.cuda.empty_cache does; whether there were any."""
         before = self.reserved_bytes
         for pool in self._pools.values():
             for block in list(pool.blocks):
@@ -168,35 +211,45 @@ class CachingAllocator:
 
     def _reserve(self, size: int, small: bool) -> Block | None:
         """A new segment that is one block."""
-        return self._append(_Segment(small), size)
-
-    def _grow(self, size: int, small: bool) -> Block | None:
-        """Map pages at the end of the pool's one segment."""
-        segment = self._growing.setdefault(small, _Segment(small, expandable=True))
-        last = segment.last
-        page = SMALL_SEGMENT if small else MEDIUM_SEGMENT
-        if last is None or not last.free:
-            return self._append(segment, _round_up(size, page))
-        added = _round_up(size - last.size, page)
-        if not self._take_from_gpu(added):
-            return None
-        self._pools[small].remove(last)
-        last.size += added
-        return last
-
-    def _append(self, segment: _Segment, size: int) -> Block | None:
-        """A block of new memory at the end of a segment."""
         if not self._take_from_gpu(size):
             return None
-        last = segment.last
-        if last is None:
-            self._next_address += _FAR_APART
-            block = Block(segment, self._next_address, size)
-        else:
-            block = Block(segment, last.address + last.size, size, before=last)
-            last.after = block
-        segment.last = block
+        return self._new_segment(small, size)
+
+    def _new_segment(self, small: bool, size: int, *, expandable: bool = False) -> Block:
+        self._next_address += _FAR_APART
+        segment = _Segment(small, self._next_address, expandable)
+        return Block(segment, segment.start, size, free=expandable, mapped=not expandable)
+
+    def _grow(self, size: int, small: bool) -> Block | None:
+        """Map pages of the pool's addresses until they hold the request."""
+        pool = self._pools[small]
+        block = pool.room_for(size)
+        if block is None:
+            block = self._new_segment(small, _ADDRESSES, expandable=True)
+            pool.add(block)
+        if not block.mapped and not self._map(block, min(block.size, size), pool):
+            return None
+        while block.size < size:
+            following = block.after
+            assert following is not None
+            if not self._map(following, min(size - block.size, following.size), pool):
+                return None
+            block = following
+        pool.remove(block)
         return block
+
+    def _map(self, block: Block, size: int, pool: _Pool) -> bool:
+        """Put memory behind the beginning of an unmapped block: it becomes a free one, and merges with free ones."""
+        mapped = _round_up(size, block.segment.page)
+        if not self._take_from_gpu(mapped):
+            return False
+        pool.remove(block)
+        if mapped < block.size:
+            pool.add(_cut(block, mapped))
+        block.mapped = True
+        pool.absorb_neighbours(block)
+        pool.add(block)
+        return True
 
     def _take_from_gpu(self, size: int) -> bool:
         if self._total is not None and self.reserved_bytes + size > self._total:
@@ -206,42 +259,40 @@ class CachingAllocator:
         return True
 
     def _unmap(self, block: Block, pool: _Pool) -> None:
-        """Give back the pages at the end of an expandable segment.
-
-        Pages in its middle can be unmapped too; they would be mapped again where they were.
-        """
-        segment = block.segment
-        if segment.last is not block:
-            return
-        page = SMALL_SEGMENT if segment.small else MEDIUM_SEGMENT
-        kept = -block.address % page if block.before is not None else 0
-        given_back = block.size - kept
-        if given_back <= 0:
+        """Give back the pages that lie wholly inside a free block of an expandable segment."""
+        start, page = block.segment.start, block.segment.page
+        first = start + _round_up(block.address - start, page)
+        end = start + (block.address + block.size - start) // page * page
+        if first >= end:
             return
         pool.remove(block)
-        self.reserved_bytes -= given_back
-        if kept:
-            block.size = kept
+        self.reserved_bytes -= end - first
+        if end < block.address + block.size:
+            pool.add(_cut(block, end - block.address))
+        if block.address < first:
+            inner = _cut(block, first - block.address)
             pool.add(block)
-            return
-        segment.last = block.before
-        if block.before is not None:
-            block.before.after = None
+            block = inner
+        block.mapped = False
+        pool.absorb_neighbours(block)
+        pool.add(block)
 
     def _split(self, block: Block, size: int) -> None:
         remaining = block.size - size
-        small = block.segment.small
-        fine = small or block.segment.expandable
-        if not (remaining >= MINIMUM_BLOCK if fine else remaining > SMALL_REQUEST):
-            return
-        rest = Block(block.segment, block.address + size, remaining, True, block, block.after)
-        if block.after is not None:
-            block.after.before = rest
-        else:
-            block.segment.last = rest
-        block.after = rest
-        block.size = size
-        self._pools[small].add(rest)
+        fine = block.segment.small or block.segment.expandable
+        if remaining >= MINIMUM_BLOCK if fine else remaining > SMALL_REQUEST:
+            block.free = True
+            self._pools[block.segment.small].add(_cut(block, size))
+
+
+def _cut(block: Block, size: int) -> Block:
+    """Shorten a block; what it loses is a block of its own after it, free and mapped as it is."""
+    rest = Block(block.segment, block.address + size, block.size - size, block.free, block, block.after, block.mapped)
+    if block.after is not None:
+        block.after.before = rest
+    block.after = rest
+    block.size = size
+    return rest
 
 
 def _absorb(block: Block, other: Block) -> None:
@@ -255,8 +306,6 @@ def _absorb(block: Block, other: Block) -> None:
         block.after = other.after
         if other.after is not None:
             other.after.before = block
-        else:
-            block.segment.last = block
     block.size += other.size
 
 

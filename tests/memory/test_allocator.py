@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from advisor.memory.allocator import EMPTY_CACHE, CachingAllocator, Request, replay
+import random
+from itertools import pairwise
+
+import pytest
+
+from advisor.memory.allocator import EMPTY_CACHE, Block, CachingAllocator, Request, replay
 from advisor.units import KIB, MIB
 
 
@@ -105,3 +110,120 @@ def test_an_expandable_segment_gives_its_end_back_when_the_gpu_is_full() -> None
     allocator.release_cached()
     assert allocator.reserved_bytes == 2 * MIB
     assert replay(requests, expandable=True).reserved_bytes == 42 * MIB
+
+
+def expandable_blocks(*sizes_mib: int, total_mib: int | None = None) -> tuple[CachingAllocator, list[Block]]:
+    """An allocator with blocks of so many MiB, one after the other."""
+    allocator = CachingAllocator(expandable=True, total_bytes=None if total_mib is None else total_mib * MIB)
+    blocks = [allocator.allocate(size * MIB) for size in sizes_mib]
+    assert all(block is not None for block in blocks)
+    return allocator, [block for block in blocks if block is not None]
+
+
+def offset_mib(block: Block | None) -> float:
+    """Where a block begins in its segment."""
+    assert block is not None
+    return (block.address - block.segment.start) / MIB
+
+
+def test_a_full_gpu_unmaps_whole_pages_in_the_middle() -> None:
+    # 30 MiB in [0, 30) maps two pages, the next in [30, 60) one more, the third in [60, 90) two more: 100 MiB.
+    # Without the second, [30, 60) is free. 40 MiB more need 30 MiB above the 10 free ones at the end, two pages:
+    # 140 MiB. The one page wholly inside [30, 60) is [40, 60): unmapped, 80 MiB stay, and 120 are enough.
+    requests = [*made(30 * MIB, 30 * MIB, 30 * MIB), (2, 0, True), (4, 40 * MIB, False)]
+    result = replay(requests, total_bytes=120 * MIB, expandable=True)
+    assert result.failed_request_bytes is None
+    assert result.released_bytes == 20 * MIB
+    assert result.reserved_bytes == 120 * MIB
+    # A page less, and it fails with what it had reserved.
+    failed = replay(requests, total_bytes=119 * MIB, expandable=True)
+    assert failed.failed_request_bytes == 40 * MIB
+    assert failed.reserved_bytes == 100 * MIB
+
+
+def test_a_hole_is_mapped_again_before_the_end_grows() -> None:
+    # As above, [40, 60) is unmapped. 25 MiB fit into the free [30, 40) and 15 MiB of the hole: its one page.
+    allocator, (_, second, _) = expandable_blocks(30, 30, 30)
+    allocator.free(second)
+    allocator.release_cached()
+    assert allocator.reserved_bytes == 80 * MIB
+    assert offset_mib(allocator.allocate(25 * MIB)) == 30
+    assert allocator.reserved_bytes == 100 * MIB
+
+
+def test_a_hole_too_small_for_the_request_stays_unmapped() -> None:
+    # [30, 60) offers 30 MiB of addresses; 31 go to the end, after the 10 free ones: [90, 121) needs two pages more.
+    allocator, (_, second, _) = expandable_blocks(30, 30, 30)
+    allocator.free(second)
+    allocator.release_cached()
+    assert offset_mib(allocator.allocate(31 * MIB)) == 90
+    assert allocator.reserved_bytes == (80 + 40) * MIB
+
+
+def test_what_is_left_of_a_page_stays_on_both_sides_of_a_hole() -> None:
+    # [0, 5), [5, 75), [75, 80): four pages. Of the freed middle the pages [20, 40) and [40, 60) are whole.
+    allocator, (_, middle, _) = expandable_blocks(5, 70, 5)
+    assert allocator.reserved_bytes == 80 * MIB
+    allocator.free(middle)
+    allocator.release_cached()
+    assert allocator.reserved_bytes == 40 * MIB
+    # Two free blocks of 15 MiB: the one beside the hole counts as 55, so the other is the better fit.
+    assert offset_mib(allocator.allocate(15 * MIB)) == 60
+    # 16 MiB take [5, 20) and one MiB of the hole, for which a page is mapped.
+    assert offset_mib(allocator.allocate(16 * MIB)) == 5
+    assert allocator.reserved_bytes == 60 * MIB
+
+
+def test_small_requests_unmap_pages_of_2_mib() -> None:
+    # Five times 1 MiB in three pages; [1, 4) is free, and [2, 4) is the page wholly inside it.
+    allocator, blocks = expandable_blocks(1, 1, 1, 1, 1)
+    assert allocator.reserved_bytes == 6 * MIB
+    for block in blocks[1:4]:
+        allocator.free(block)
+    allocator.release_cached()
+    assert allocator.reserved_bytes == 4 * MIB
+
+
+def test_a_wholly_free_expandable_segment_is_given_back_whole() -> None:
+    allocator, (block,) = expandable_blocks(30)
+    allocator.free(block)
+    allocator.release_cached()
+    assert allocator.reserved_bytes == 0
+    assert offset_mib(allocator.allocate(50 * MIB)) == 0
+    assert allocator.reserved_bytes == 60 * MIB
+
+
+def test_both_pools_share_the_card() -> None:
+    # 2 MiB for the small request leave 39 of 41: one page of 20 MiB, not the two that 30 MiB need.
+    result = replay(made(512, 30 * MIB), total_bytes=41 * MIB, expandable=True)
+    assert result.failed_request_bytes == 30 * MIB
+    assert result.reserved_bytes == 2 * MIB
+    assert replay(made(512, 30 * MIB), total_bytes=42 * MIB, expandable=True).reserved_bytes == 42 * MIB
+
+
+@pytest.mark.parametrize("expandable", [False, True])
+@pytest.mark.parametrize("seed", range(20))
+def test_a_full_card_is_never_reserved_beyond_its_size(seed: int, *, expandable: bool) -> None:
+    rng = random.Random(seed)
+    total = rng.randrange(60, 200) * MIB
+    allocator = CachingAllocator(total_bytes=total, expandable=expandable)
+    alive: list[Block] = []
+    refused = 0
+    for _ in range(600):
+        if alive and rng.random() < 0.45:
+            allocator.free(alive.pop(rng.randrange(len(alive))))
+            continue
+        block = allocator.allocate(int(2 ** rng.uniform(8, 26)))
+        if block is None:
+            refused += 1
+            continue
+        alive.append(block)
+        assert allocator.allocated_bytes == sum(b.size for b in alive) <= allocator.reserved_bytes <= total
+        alive.sort(key=lambda b: b.address)
+        assert all(a.address + a.size <= b.address for a, b in pairwise(alive))
+    assert refused
+    assert allocator.peak_reserved_bytes <= total
+    for block in alive:
+        allocator.free(block)
+    allocator.release_cached()
+    assert allocator.reserved_bytes == allocator.allocated_bytes == 0
