@@ -22,6 +22,7 @@ from torch.utils import checkpoint as torch_checkpoint
 from advisor.memory.kernels import AttentionCall, Cpu, Gpu, Hardware, choose_attention
 from advisor.memory.trace.attention import attention_on_cpu, run_attention
 from advisor.memory.trace.autocast_lists import FP32, FP32_RESULT, LOWER, PROMOTE
+from advisor.memory.trace.experts import grouped_products
 from advisor.memory.trace.libraries import (
     chunked_loss_options,
     device_lists_with_meta,
@@ -58,6 +59,7 @@ class DeviceSemantics:
         self._stack.enter_context(flash_attention_package())
         self._stack.enter_context(paged_memory())
         self._stack.enter_context(chunked_loss_options(self.hardware))
+        self._stack.enter_context(grouped_products(self.hardware))
         return self
 
     def __exit__(self, *_: object) -> None:

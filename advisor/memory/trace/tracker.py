@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from advisor.memory import kernels
 from advisor.memory.kernels import Gpu, Hardware
 from advisor.memory.trace.attention import MathAttention
+from advisor.memory.trace.experts import grouped_operation, grouped_product
 from advisor.memory.trace.libraries import chunked_loss_operation, run_chunked_loss
 from advisor.memory.trace.result import LOADING, Allocation, Component, Event
 
@@ -80,6 +81,7 @@ class Tracker(TorchDispatchMode):
         self._workspaces: set[bool] = set()
         self._lone_uses = _uses_of_a_lone_gradient()
         self._chunked_loss = chunked_loss_operation()
+        self._grouped = grouped_operation()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -101,6 +103,8 @@ class Tracker(TorchDispatchMode):
         inside = rule(kernels.Call(args, kwargs, self._hardware)) if rule is not None else kernels.NOTHING
         temporary = [self._temporary(size, func, module) for size in inside.first]
         result = _like_first(args, kwargs) if func in _ELEMENTWISE else None
+        if func is self._grouped and args[0].device.type == "meta" and args[0].dtype != torch.bfloat16:
+            result = grouped_product(args, kwargs)
         if result is None:
             result = func(*args, **kwargs)
         if func is _ADD and self._is_in_place(args):
