@@ -1,16 +1,16 @@
 """`Plan` and an architecture → model, adapters and optimizer, on any device.
 
 The trace, the probe and the training all build here, so what is predicted is the program that runs.
-On "meta" nothing has storage; elsewhere weights are random, in the storage format of the real ones.
+On "meta" nothing has storage; elsewhere weights are random, in the storage format of the real ones, or are loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from advisor.errors import InputError, PlanError, UnsupportedError
+from advisor.errors import EnvironmentLacksError, InputError, PlanError, UnsupportedError
 from advisor.plan import LoraSettings, Plan, Quantization
 from advisor.training.loss import chunk_loss
 from advisor.training.optimizer import build_optimizer
@@ -95,9 +95,69 @@ def fill_model(causal_lm: Any, plan: Plan, device: torch.device | str) -> BuiltM
     """
     import torch
 
-    device = torch.device(device)
     total = sum(parameter.numel() for parameter in causal_lm.parameters())
-    _fill(causal_lm, plan, device)
+    _fill(causal_lm, plan, torch.device(device))
+    return _prepare_to_train(causal_lm, plan, device, total)
+
+
+def load_model(plan: Plan, path: str, device: torch.device | str, *, trust_remote_code: bool = False) -> BuiltModel:
+    """The model of a folder or hub id with its own weights, from safetensors, prepared as `fill_model` does it.
+
+    Raises:
+        InputError: no safetensors there, or a model that the plan does not suit.
+        EnvironmentLacksError: a package is missing, or the hub cannot be reached.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        causal_lm = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=_dtype(plan),
+            attn_implementation=plan.attention,
+            quantization_config=None if plan.quantization is None else _bitsandbytes_config(plan),
+            device_map={"": device},
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except ImportError as error:
+        raise EnvironmentLacksError(
+            f"{path} cannot be loaded: a package is missing.",
+            why=str(error)[:300],
+            hint='Install it; for attention, write attention = "sdpa" instead.',
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be loaded.",
+            why=str(error)[:300],
+            hint="Give a model folder or hub id whose weights are in safetensors.",
+        ) from error
+    return _prepare_to_train(causal_lm, plan, device, sum(_sizes(causal_lm)))
+
+
+def _bitsandbytes_config(plan: Plan) -> Any:
+    """What transformers quantises by while it loads; it would compute in fp32 unless told otherwise."""
+    from transformers import BitsAndBytesConfig
+
+    assert plan.quantization is not None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=plan.quantization.type,
+        bnb_4bit_use_double_quant=plan.quantization.double,
+        bnb_4bit_compute_dtype=_dtype(plan),
+    )
+
+
+def _sizes(model: nn.Module) -> Iterator[int]:
+    """Elements of each parameter; two 4-bit weights share a stored byte."""
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        yield parameter.numel() if state is None else state.shape.numel()
+
+
+def _prepare_to_train(causal_lm: Any, plan: Plan, device: torch.device | str, total: int) -> BuiltModel:
+    """Everything after the weights: what is frozen, adapters, loss, checkpointing."""
+    if plan.quantization is not None:
+        _keep_training_format(causal_lm)
     if plan.upcast_frozen:
         _upcast_frozen(causal_lm)
     causal_lm.config.use_cache = _keeps_cache(plan)
@@ -122,6 +182,19 @@ def fill_model(causal_lm: Any, plan: Plan, device: torch.device | str) -> BuiltM
         total_parameters=total,
         trainable_parameters=trainable,
     )
+
+
+def _keep_training_format(model: nn.Module) -> None:
+    """Stop bitsandbytes from packing 4-bit weights for inference on the CPU.
+
+    The first evaluation would do it, in place, and no gradient passes through the kernel for packed weights.
+    Source: bitsandbytes 0.50 nn/modules.py (Linear4bit.forward), autograd/_functions.py (matmul_4bit).
+    """
+    from bitsandbytes.nn.modules import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _keeps_cache(plan: Plan) -> bool:
@@ -269,7 +342,7 @@ def _upcast_frozen(model: Any) -> None:
     prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
-def _add_adapters(model: Any, lora: LoraSettings, device: torch.device) -> Any:
+def _add_adapters(model: Any, lora: LoraSettings, device: torch.device | str) -> Any:
     """PEFT's LoRA around the model; adapters are fp32 by PEFT's default.
 
     Raises:
@@ -322,4 +395,5 @@ __all__ = [
     "build_skeleton",
     "enable_checkpointing",
     "fill_model",
+    "load_model",
 ]

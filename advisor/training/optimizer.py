@@ -71,7 +71,8 @@ def parameter_groups(model: Any, weight_decay: float = 0.0) -> list[dict[str, An
 
 
 def _bitsandbytes_adamw(groups: list[dict[str, Any]], rate: float, *, bits: int, paged: bool) -> torch.optim.Optimizer:
-    from bitsandbytes.optim.adamw import AdamW
+    from advisor.training.paged_adamw import PagedAdamW
 
-    optimizer: torch.optim.Optimizer = AdamW(groups, lr=rate, weight_decay=0.0, optim_bits=bits, is_paged=paged)
-    return optimizer
+    return PagedAdamW(  # type: ignore[no-untyped-call]
+        groups, lr=rate, weight_decay=0.0, optim_bits=bits, is_paged=paged
+    )

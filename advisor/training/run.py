@@ -1,0 +1,127 @@
+"""What `accelerate launch` runs: a job file → a trained model, or the reason why there is none.
+
+The parent process learns how it ended from result.json: accelerate folds every exit code into 1.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from advisor.errors import AdvisorError
+from advisor.training.interruption import Interrupted, Interruption
+from advisor.training.job import Job, read_job
+from advisor.training.log import LOG, log_to_file
+from advisor.training.outcome import Outcome, asked_for, outcome_of, write_result
+
+if TYPE_CHECKING:
+    from advisor.training.session import Session
+
+PID = "trainer.pid"
+
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""The name since torch 2.9, and the one before, which is still read where the other is not set."""
+
+
+def main(job_path: str) -> int:
+    """Run a job to its end, whatever that is; returns the exit code."""
+    job = read_job(job_path)
+    folder = Path(job.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    _prepare_environment(job)
+    log_to_file(folder)
+    (folder / PID).write_text(f"{os.getpid()}\n", encoding="ascii")
+    try:
+        return _run(job, folder)
+    finally:
+        (folder / PID).unlink(missing_ok=True)
+
+
+def _prepare_environment(job: Job) -> None:
+    """What torch reads when it starts. Expandable segments exist on Linux with CUDA alone."""
+    if job.device.startswith("cuda") and sys.platform == "linux" and not any(name in os.environ for name in _ALLOCATOR):
+        os.environ[_ALLOCATOR[0]] = "expandable_segments:True"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _run(job: Job, folder: Path) -> int:
+    session: Session | None = None
+
+    def stop_now(number: int) -> None:
+        _write(session, folder, "interrupted", signal=number, message="Stopped at once; the step in progress is lost.")
+        os._exit(128 + number)
+
+    interruption = Interruption(stop_now)
+    interruption.listen()
+    try:
+        from advisor.training.session import Session
+
+        session = Session(job, interruption)
+        session.run()
+    except Interrupted as stop:
+        message = f"Stopped by signal {stop.number}."
+        _write(session, folder, "interrupted", signal=stop.number, message=message)
+        return 128 + stop.number
+    except BaseException as error:
+        logging.getLogger(__name__).exception("The training ended with an error.")
+        return _fail(session, folder, error)
+    if interruption.number is not None:
+        message = f"Stopped by signal {interruption.number} after a step, and saved."
+        _write(session, folder, "interrupted", signal=interruption.number, message=message)
+        return 128 + interruption.number
+    _write(session, folder, "finished", message="Trained to the end.")
+    return 0
+
+
+def _fail(session: Session | None, folder: Path, error: BaseException) -> int:
+    """Say what an error was; returns the exit code."""
+    outcome = outcome_of(error)
+    hint = error.hint if isinstance(error, AdvisorError) else ""
+    if isinstance(error, AdvisorError):
+        message = f"{error.what} {error.why}".strip()
+    elif outcome == "out_of_memory":
+        asked = asked_for(error)
+        message = "Memory ran out" + (f": {asked} more was asked for." if asked else ".")
+        hint = "Take a smaller plan: a smaller micro_batch or seq_len, checkpointing, a chunked loss, or QLoRA."
+    elif outcome == "disk_full":
+        message = "The disk is full. The last complete checkpoint is as it was."
+        hint = "Free some space, then go on with --resume."
+    else:
+        message = f"{type(error).__name__}: {str(error)[:500]}"
+        hint = f"{folder / LOG} has the whole story."
+    _write(session, folder, outcome, message=message, hint=hint)
+    return error.exit_code if isinstance(error, AdvisorError) else 4
+
+
+def _write(
+    session: Session | None,
+    folder: Path,
+    outcome: Outcome,
+    *,
+    message: str,
+    hint: str = "",
+    signal: int | None = None,
+) -> None:
+    from advisor.training.checkpoints import last_checkpoint
+    from advisor.training.outcome import Result
+
+    checkpoint = last_checkpoint(folder / "checkpoints")
+    known = session.facts() if session is not None else {}
+    write_result(
+        folder,
+        Result(
+            outcome=outcome,
+            signal=signal,
+            message=message,
+            hint=hint,
+            checkpoint=str(checkpoint.path) if checkpoint else None,
+            **known,
+        ),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

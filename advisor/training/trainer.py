@@ -1,0 +1,255 @@
+"""The `transformers.Trainer` of all three methods: our optimizer and batches, checkpoints complete or absent."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader
+from transformers import PrinterCallback, Trainer, TrainingArguments, get_scheduler
+
+from advisor.errors import InputError
+from advisor.plan import Plan
+from advisor.training.build import BuiltModel, build_optimizer
+from advisor.training.checkpoints import rotate, write_checkpoint
+from advisor.training.monitor import Monitor, Saving
+from advisor.training.optimizer import learning_rate_of
+from advisor.training.step import MAX_GRADIENT_NORM
+
+IGNORED_LABEL = -100
+
+
+def training_arguments(
+    plan: Plan, folder: Path, *, device: str, evaluates: bool, report_to: Sequence[str] = ()
+) -> TrainingArguments:
+    """`Plan` in transformers' words; what this package does itself is switched off there."""
+    training = plan.training
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=plan.micro_batch,
+        per_device_eval_batch_size=plan.micro_batch,
+        gradient_accumulation_steps=plan.gradient_accumulation,
+        num_train_epochs=training.epochs,
+        max_steps=training.max_steps or -1,
+        learning_rate=learning_rate_of(plan),
+        lr_scheduler_type=training.schedule,
+        weight_decay=training.weight_decay,
+        optim=plan.optimizer,
+        bf16=plan.autocast == "bfloat16",
+        fp16=plan.autocast == "float16",
+        # Norms are of all gradients, and with the optimizer in backward they never stand together.
+        max_grad_norm=0.0 if plan.optimizer_in_backward else MAX_GRADIENT_NORM,
+        seed=training.seed,
+        use_cpu=device == "cpu",
+        eval_strategy="epoch" if evaluates else "no",
+        prediction_loss_only=True,
+        save_strategy="no",
+        logging_steps=1,
+        # It would put the mean of earlier losses in the place of one that is not a number.
+        logging_nan_inf_filter=False,
+        report_to=list(report_to) or "none",
+        disable_tqdm=True,
+        log_level="info",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        average_tokens_across_devices=False,
+    )
+
+
+def steps_of(plan: Plan, rows: int) -> int:
+    """Optimizer steps of a run over so many rows, as Trainer.set_initial_training_values counts them."""
+    if plan.training.max_steps is not None:
+        return plan.training.max_steps
+    micro_steps = math.ceil(rows / plan.micro_batch)
+    return math.ceil(plan.training.epochs * math.ceil(micro_steps / plan.gradient_accumulation))
+
+
+class EpochBatches(BatchSampler):
+    """Batches of a sampler that has another order in each epoch; Trainer tells it where it resumes, too.
+
+    Args:
+        order: a sampler with `set_epoch`.
+        size: rows in a batch; the last may have fewer.
+    """
+
+    def __init__(self, order: Any, size: int) -> None:
+        super().__init__(order, size, drop_last=False)
+        self._order = order
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass it on."""
+        self._order.set_epoch(epoch)
+
+
+class EpochLoader(DataLoader[Any]):
+    """A loader that is told which epoch it is; batches stay on the host until their turn.
+
+    A generator of its own leaves torch's random state alone.
+    """
+
+    def __init__(self, rows: Any, batches: EpochBatches, collator: Callable[[list[Any]], Any]) -> None:
+        super().__init__(rows, batch_sampler=batches, collate_fn=collator, generator=torch.Generator())
+        self._batches = batches
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Trainer before each epoch."""
+        self._batches.set_epoch(epoch)
+
+
+class PlanTrainer(Trainer):
+    """Trains a built model as its plan says.
+
+    Args:
+        plan: what is trained.
+        built: the model, as `load_model` or `build_model` made it.
+        args: from `training_arguments`.
+        train: rows that `collator` makes batches of.
+        validation: the same, or None.
+        order: a sampler over the training rows with `set_epoch`.
+        collator: rows → tensors of a batch.
+        pad_token_id: what rows are filled up with; such tokens are not counted.
+        monitor: what watches.
+        saving: told how long a checkpoint took.
+        keep_checkpoints: how many stay.
+        facts: what each checkpoint says about the run.
+    """
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        built: BuiltModel,
+        args: TrainingArguments,
+        train: Any,
+        validation: Any,
+        order: Any,
+        collator: Callable[[list[Any]], Any],
+        pad_token_id: int,
+        monitor: Monitor,
+        saving: Saving,
+        keep_checkpoints: int = 2,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._plan = plan
+        self._order = order
+        self._padding = pad_token_id
+        self._monitor = monitor
+        self._saving = saving
+        self._keep = keep_checkpoints
+        self._facts = dict(facts or {})
+        self._aside: Path | None = None
+        self._rows = train
+        self._built = built
+        self.checkpoints = Path(str(args.output_dir)) / "checkpoints"
+        super().__init__(
+            model=built.model,
+            args=args,
+            data_collator=collator,
+            train_dataset=train,
+            eval_dataset=validation,
+            callbacks=[monitor],
+        )
+        self.remove_callback(PrinterCallback)
+
+    def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
+        """The plan's, which the trace and the probe step with too."""
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(self._plan, self._built.model)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The plan's schedule; its warm-up is a share of the steps."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = get_scheduler(
+                self._plan.training.schedule,
+                optimizer=optimizer or self.create_optimizer(),
+                num_warmup_steps=math.ceil(self._plan.training.warmup * num_training_steps),
+                num_training_steps=num_training_steps,
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def get_train_dataloader(self) -> EpochLoader:
+        """In the order of the sampler."""
+        return EpochLoader(self._rows, EpochBatches(self._order, self._plan.micro_batch), self.data_collator)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """In the order of the rows."""
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        return DataLoader(
+            rows,
+            batch_size=self._plan.micro_batch,
+            collate_fn=self.data_collator,
+            generator=torch.Generator(),
+        )
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """The micro-batches of a step, on the host.
+
+        Raises:
+            InputError: no token of them carries loss.
+        """
+        began = time.perf_counter()
+        samples, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if samples and not any(bool((batch["labels"][..., 1:] != IGNORED_LABEL).any()) for batch in samples):
+            raise InputError(
+                f"No token in the batch of step {self.state.global_step + 1} carries loss.",
+                why="Every label is masked, so the step would train on nothing; its loss is 0 or not a number.",
+                hint="Look for rows without an answer, or raise seq_len: a long prompt may leave no room for one.",
+            )
+        self._monitor.begin_step(began, sum(int((batch["input_ids"] != self._padding).sum()) for batch in samples))
+        return samples, count
+
+    def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
+        """Not counted: it walks every module at every micro-batch."""
+        return 0
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        if self._plan.optimizer_in_backward:
+            return None
+        return super()._get_grad_norm(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def save_now(self) -> None:
+        """Write a checkpoint between two steps."""
+        self._save_checkpoint(self.model, None)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._aside is None else str(self._aside)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Trainer writes into a folder aside, which gets its name once everything is on the disk."""
+
+        def write(aside: Path) -> None:
+            self._aside = aside
+            try:
+                with warnings.catch_warnings():
+                    # Of torch.save, about a scheduler: it is the optimizer's own that is saved with it.
+                    warnings.filterwarnings("ignore", "Please also save or load the state of the optimizer")
+                    super(PlanTrainer, self)._save_checkpoint(model, trial)
+            finally:
+                self._aside = None
+            _flatten(aside)
+
+        began = time.perf_counter()
+        write_checkpoint(self.checkpoints, self.state.global_step, write, facts=self._facts)
+        rotate(self.checkpoints, self._keep)
+        self._saving.took(time.perf_counter() - began)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """The adapter or the model in safetensors; no pickled arguments."""
+        model = self._built.model
+        options = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
+        model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict, **options)
+
+
+def _flatten(aside: Path) -> None:
+    """Trainer wrote checkpoint-N inside the folder that becomes checkpoint-N."""
+    (inner,) = aside.iterdir()
+    for path in inner.iterdir():
+        path.rename(aside / path.name)
+    inner.rmdir()
