@@ -13,7 +13,7 @@ import click
 from advisor.errors import EnvironmentLacksError, InputError
 from advisor.hardware import Detection, Gpu
 from advisor.plan import Plan
-from advisor.profiles import Backend, load_gpu, plan_with_defaults, read_toml
+from advisor.profiles import Backend, GpuProfile, load_gpu, plan_with_defaults, read_toml
 from advisor.units import parse_size
 
 TYPICAL_GPU = "t4"
@@ -106,29 +106,41 @@ def _device_of_kind(device: str, found: Detection) -> Gpu:
     return there[int(place)] if place else choose(there)
 
 
-def read_plan(path: str, gpu: str | None = None) -> tuple[Plan, Gpu]:
+def read_plan(
+    path: str, gpu: str | None = None, *, vram: str | None = None, free: str | None = None
+) -> tuple[Plan, Gpu]:
     """A plan file's plan, and the GPU that it is for: named, detected, or none.
 
+    Args:
+        path: the file.
+        gpu: a GPU in place of the plan's, as a what-if: nothing of it is in use.
+        vram: its memory, in place of what is known.
+        free: how much of that is free.
+
     Raises:
-        InputError: the file, a field or the GPU cannot be used.
+        InputError: the file, a field, the GPU or an amount cannot be used.
     """
     fields: dict[str, Any] = read_toml(path)
     if gpu is not None:
         fields["gpu"] = gpu
-    target = _plan_gpu(fields.get("gpu"))
+    target = _plan_gpu(fields.get("gpu"), what_if_only=gpu is not None, vram=vram, free=free)
     plan = plan_with_defaults(fields, folder=os.path.dirname(path), bfloat16=target.bfloat16 is not False)
     return plan, target
 
 
-def _plan_gpu(name: object) -> Gpu:
-    """The plan's GPU; a detected one; or the kernels of an assumed capability and no judgement of fit."""
+def _plan_gpu(name: object, *, what_if_only: bool, vram: str | None, free: str | None) -> Gpu:
+    """The plan's GPU, as it is in this machine if it is; a detected one; or an assumed capability and no judgement."""
     from advisor.hardware import what_if
 
+    vram_bytes = parse_size(vram) if vram is not None else None
+    free_bytes = parse_size(free) if free is not None else None
     if isinstance(name, str):
-        return what_if(load_gpu(name))
+        profile = load_gpu(name)
+        here = None if what_if_only else _detected_as(profile)
+        return what_if(None if here else profile, vram_bytes=vram_bytes, free_bytes=free_bytes, base=here)
     detected = detect_gpu(None)
-    if detected is not None:
-        return detected
+    if detected is not None or vram_bytes is not None or free_bytes is not None:
+        return what_if(None, vram_bytes=vram_bytes, free_bytes=free_bytes, base=detected)
     note = "No GPU is named and none was found: kernels of compute capability 8.0 are assumed, and fit is not judged."
     return Gpu(
         name="no GPU",
@@ -140,6 +152,18 @@ def _plan_gpu(name: object) -> Gpu:
         bfloat16=True,
         notes=(note,),
     )
+
+
+def _detected_as(profile: GpuProfile) -> Gpu | None:
+    """This machine's GPU of that profile, the one with the most free memory of several; None if there is none."""
+    from advisor.hardware import choose, detect
+
+    same = [gpu for gpu in detect().gpus if gpu.profile == profile]
+    if not same:
+        return None
+    chosen = choose(same)
+    note = f"The plan's {profile.product} is in this machine: what is free of it now counts."
+    return replace(chosen, notes=(*chosen.notes, note))
 
 
 def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

@@ -13,21 +13,33 @@ from advisor.profiles import find_model
 
 @click.command("trace")
 @click.option("--plan", "path", required=True, type=click.Path(), help="The plan file (TOML).")
-@click.option("--gpu", default=None, help="A GPU by name, in place of the plan's.")
+@click.option("--gpu", default=None, help="A GPU by name, in place of the plan's, with nothing of it in use.")
+@click.option("--vram", default=None, metavar="SIZE", help="The GPU's memory, such as 12GiB, in place of its own.")
+@click.option("--free", default=None, metavar="SIZE", help="How much of it is free, such as 9GiB.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else.")
 @click.option("--timeline", type=click.Path(), default=None, help="Write a page of what is allocated, event by event.")
 @click.option("--snapshot", type=click.Path(), default=None, help="Write a snapshot for pytorch.org/memory_viz.")
 @click.option("--debug", is_flag=True, help="Show tracebacks, and what the libraries say.")
-def command(path: str, gpu: str | None, as_json: bool, timeline: str | None, snapshot: str | None, debug: bool) -> None:
+def command(
+    path: str,
+    gpu: str | None,
+    vram: str | None,
+    free: str | None,
+    as_json: bool,
+    timeline: str | None,
+    snapshot: str | None,
+    debug: bool,
+) -> None:
     """Memory of one plan: the installed code run on tensors without storage. No GPU, no weights, seconds.
 
     \b
     phi3-advise trace --plan plan.toml
     phi3-advise trace --plan plan.toml --gpu t4 --json
+    phi3-advise trace --plan plan.toml --free 9GiB
     phi3-advise trace --plan plan.toml --timeline run.html --snapshot run.pickle
     """
     _check_outputs(timeline, snapshot)
-    plan, target = read_plan(path, gpu)
+    plan, target = read_plan(path, gpu, vram=vram, free=free)
     model = find_model(plan.model)
     from advisor.traced import trace_plan
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Nvml = Callable[[str], dict[str, str]]
@@ -94,3 +95,50 @@ def test_an_estimate_without_a_gpu_in_its_plan_takes_the_detected_one(nvml: Nvml
     plan.write_text('model = "phi-3.5-mini"\nmethod = "lora"\n')
     assert answer(nvml("t4"), "estimate", "--plan", str(plan))["plan"]["dtype"] == "float16"
     assert answer(nvml("two_a100"), "estimate", "--plan", str(plan))["plan"]["dtype"] == "bfloat16"
+
+
+READ_PLAN = """
+import json, sys
+from advisor.cli.common import read_plan
+path, gpu, vram, free = (argument or None for argument in sys.argv[1:5])
+_, target = read_plan(path, gpu, vram=vram, free=free)
+print(json.dumps([target.detected, target.total_bytes, target.others_bytes, list(target.notes)]))
+"""
+
+
+def plan_gpu(env: dict[str, str], plan: Path, gpu: str = "", vram: str = "", free: str = "") -> list[Any]:
+    """Whether the GPU that a plan is judged on was detected, its memory, what others hold of it, and its notes."""
+    command = [sys.executable, "-c", READ_PLAN, str(plan), gpu, vram, free]
+    found: list[Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout)
+    return found
+
+
+def test_a_plan_that_names_the_gpu_of_this_machine_is_judged_on_what_is_free_of_it(nvml: Nvml, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text('model = "phi-3.5-mini"\nmethod = "qlora"\ngpu = "rtx-4090"\n')
+    # The stub's card has 24,564 MiB, of which the driver keeps 480 and 14,392 are free.
+    detected, total, others, notes = plan_gpu(nvml("busy_4090"), plan)
+    assert (detected, total, others) == (True, (24564 - 480) * 2**20, (24564 - 480 - 14392) * 2**20)
+    assert any("in this machine" in note for note in notes)
+    assert "in this machine" in " ".join(run(nvml("busy_4090"), "estimate", "--plan", str(plan)).stdout.split())
+
+
+def test_a_plan_for_another_gpu_or_a_gpu_that_is_named_is_a_what_if(nvml: Nvml, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text('model = "phi-3.5-mini"\nmethod = "qlora"\ngpu = "rtx-4090"\n')
+    assert plan_gpu(nvml("two_a100"), plan)[::2] == [False, 0]
+    assert plan_gpu(nvml("busy_4090"), plan, gpu="rtx-4090")[::2] == [False, 0]
+
+
+def test_a_plans_gpu_can_be_given_another_size_and_what_is_free_of_it(nvml: Nvml, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text('model = "phi-3.5-mini"\nmethod = "qlora"\ngpu = "t4"\n')
+    env = nvml("busy_4090")
+    assert plan_gpu(env, plan, vram="12GiB")[:3] == [False, 12 * 2**30, 0]
+    assert plan_gpu(env, plan, vram="12GiB", free="9GiB")[:3] == [False, 12 * 2**30, 3 * 2**30]
+    plan.write_text('model = "phi-3.5-mini"\nmethod = "qlora"\n')
+    assert plan_gpu(nvml("no_gpu"), plan, vram="12GiB", free="9GiB")[:3] == [False, 12 * 2**30, 3 * 2**30]
+    assert plan_gpu(env, plan, free="10GiB")[2] == (24564 - 480 - 10240) * 2**20
+    for command in ("estimate", "trace"):
+        refused = run(env, command, "--plan", str(plan), "--free", "99GiB")
+        assert (refused.returncode, refused.stdout) == (2, "")
