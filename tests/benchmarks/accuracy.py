@@ -1,6 +1,6 @@
 """The closed form against the trace, over a sampled grid of plans.
 
-    python tests/benchmarks/accuracy.py [--plans 500] [--seed 0] [--workers 2] [--minutes 60]
+    python tests/benchmarks/accuracy.py [--plans 500] [--extra 0] [--seed 0] [--workers 2] [--minutes 60]
                                         [--results accuracy.jsonl] [--write docs/accuracy.md]
 
 Every plan is traced at its model's full depth. Results are appended as they come: run it again to go on where it
@@ -14,7 +14,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -76,11 +76,24 @@ def sample_plan(rng: random.Random) -> dict[str, Any]:
     return fields
 
 
-def sample_plans(count: int, seed: int) -> list[dict[str, Any]]:
+def sample_extra(rng: random.Random) -> dict[str, Any]:
+    """A plan of the grid whose rows are packed, whose weights are stepped in backward, or both."""
+    fields = sample_plan(rng)
+    steps = fields["method"] == "full" and fields["autocast"] != "float16" and rng.random() < 0.75
+    if steps:
+        fields |= {"optimizer_in_backward": True, "gradient_accumulation": 1}
+    if not steps or rng.random() < 0.25:
+        fields |= {"packing": True, "padding": "none"}
+    return fields
+
+
+def sample_plans(
+    count: int, seed: int, sample: Callable[[random.Random], dict[str, Any]] = sample_plan
+) -> list[dict[str, Any]]:
     """So many different plans; the first of a longer list are those of a shorter one."""
     rng, plans, seen = random.Random(seed), [], set()
     while len(plans) < count:
-        fields = sample_plan(rng)
+        fields = sample(rng)
         key = json.dumps(fields, sort_keys=True)
         if key not in seen:
             seen.add(key)
@@ -159,6 +172,8 @@ def summarise(rows: list[dict[str, Any]]) -> list[str]:
     ]
     groups = {"all": rows}
     groups |= {method: [r for r in rows if r["fields"]["method"] == method] for method in ("full", "lora", "qlora")}
+    groups["in backward"] = [row for row in rows if row["fields"].get("optimizer_in_backward")]
+    groups["packed"] = [row for row in rows if row["fields"].get("packing")]
     groups |= {model: [r for r in rows if r["fields"]["model"] == model] for model in MODELS}
     for name, group in groups.items():
         if group:
@@ -211,6 +226,7 @@ def page(rows: list[dict[str, Any]], refused: list[dict[str, Any]], seed: int) -
 def main() -> None:
     parser = argparse.ArgumentParser(description="The closed form against the trace.")
     parser.add_argument("--plans", type=int, default=500)
+    parser.add_argument("--extra", type=int, default=0, help="plans that pack rows or step in backward")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=60)
@@ -218,7 +234,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
     rows, refused = [], []
-    plans = sample_plans(options.plans, options.seed)
+    plans = sample_plans(options.plans, options.seed) + sample_plans(options.extra, options.seed, sample_extra)
     for row in run(plans, options.results, options.workers, options.minutes):
         (refused if "refused" in row else rows).append(row)
         if "refused" not in row and abs(error(row)) > 0.01:
