@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from advisor.advise import METHOD_LABELS, Advice, MethodAdvice, conclude, describe_method
-from advisor.plan import Plan
+from advisor.plan import Method, Plan
 from advisor.profiles import ModelSource
 from advisor.search import at_micro_batch, divisors
 from advisor.traced import Progress, TracedPlan, trace_plan
@@ -23,7 +24,15 @@ class _Judged:
     warning: str
 
 
-def trace_shortlist(advice: Advice, model: ModelSource, *, progress: Progress | None = None) -> Advice:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """An advice whose memory is traced, and the traces."""
+
+    advice: Advice
+    traced: Mapping[Method, TracedPlan]
+
+
+def trace_shortlist(advice: Advice, model: ModelSource, *, progress: Progress | None = None) -> Proof:
     """The same advice with the memory of every plan that fits by trace, or of the one that misses least.
 
     Args:
@@ -40,7 +49,8 @@ def trace_shortlist(advice: Advice, model: ModelSource, *, progress: Progress | 
     said = [judged.warning for judged in traced.values() if judged.warning]
     said += [warning for judged in traced.values() for warning in judged.traced.warnings]
     warnings = tuple(dict.fromkeys((*advice.warnings, *said)))
-    return conclude(advice.model, advice.gpu, advice.request, parts, warnings=warnings)
+    proven = conclude(advice.model, advice.gpu, advice.request, parts, warnings=warnings)
+    return Proof(advice=proven, traced={method: judged.traced for method, judged in traced.items()})
 
 
 def _listed(part: MethodAdvice, advice: Advice) -> bool:

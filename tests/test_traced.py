@@ -143,7 +143,7 @@ def shortlisted(monkeypatch: pytest.MonkeyPatch, tracer: Tracer, gpu: str = "t4"
     monkeypatch.setattr(shortlist, "trace_plan", tracer)
     told: list[str] = []
     before = advise(MINI, what_if(load_gpu(gpu)), Request())
-    return before, trace_shortlist(before, SOURCE, progress=told.append), told
+    return before, trace_shortlist(before, SOURCE, progress=told.append).advice, told
 
 
 def test_only_what_fits_is_traced_and_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def test_a_method_that_fits_at_no_size_is_no_longer_recommended(monkeypatch: pyt
 def test_where_nothing_fits_the_one_that_misses_least_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shortlist, "trace_plan", tracer := Tracer({}))
     before = advise(MINI, what_if(None, vram_bytes=2 * GIB))
-    after = trace_shortlist(before, SOURCE)
+    after = trace_shortlist(before, SOURCE).advice
     assert tracer.seen == [before.choice.plan]
     assert after.recommended is None
     assert after.choice.tier == "trace"

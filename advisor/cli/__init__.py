@@ -94,6 +94,7 @@ def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 @click.option("--trace", is_flag=True, help="Prove the memory of what fits: run the installed code without storage.")
 @click.option("--recipe", default=None, help="Judge a recipe instead (cookbook-full, -lora, -qlora).")
 @click.option("--save-plan", type=click.Path(), default=None, help="Write the recommended plan to a TOML file.")
+@click.option("--html", type=click.Path(), default=None, help="Write a page of the answer, with a traced step.")
 @click.option("--launch", is_flag=True, help="Train what is recommended. All options below go with it.")
 @click.option("--data", default=None, help="A file or folder (JSONL, JSON, CSV, Parquet), or a data set's hub id.")
 @click.option("--out", type=click.Path(), default=None, help="The run folder.  [default: a new one under runs/]")
@@ -122,6 +123,7 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
     phi3-advise --gpu t4 --model phi-4      what if
     phi3-advise --vram 12GiB --seq-len 4096
     phi3-advise --gpu t4 --trace            proven by the installed code, in seconds
+    phi3-advise --gpu t4 --html report.html a page to look at, and to show to others
     phi3-advise --recipe cookbook-full --gpu a100-40gb
     phi3-advise --launch --data train.jsonl --dry-run
     phi3-advise --launch --data train.jsonl   advise, check, train
@@ -159,7 +161,7 @@ _LAUNCH_ONLY = (
     *("data", "out", "dry_run", "yes", "fallback", "epochs", "max_steps", "learning_rate", "packing", "compiled"),
     *("seed", "resume", "skip_bad_rows", "report_to", "trust_remote_code"),
 )
-_NOT_LAUNCHED = ("gpu", "vram", "free", "tokens", "trace", "recipe")
+_NOT_LAUNCHED = ("gpu", "vram", "free", "tokens", "trace", "recipe", "html")
 
 
 def _spelled(name: str) -> str:

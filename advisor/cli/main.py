@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from advisor.advise import DEFAULT_MODEL, Advice, Prefer, Request, advise, proof_command, train_command
 from advisor.cli.common import find_gpu, print_json, progress_line
@@ -13,6 +14,9 @@ from advisor.hardware import Gpu, Host
 from advisor.plan import Method
 from advisor.profiles import find_model, profile_of
 from advisor.units import parse_count
+
+if TYPE_CHECKING:  # the fast answer imports no more than it uses
+    from advisor.traced import TracedPlan
 
 
 def answer(
@@ -32,6 +36,7 @@ def answer(
     trace: bool,
     recipe: str | None,
     save_plan: str | None,
+    html: str | None,
     as_json: bool,
 ) -> int:
     """Runs the main command; returns its exit code."""
@@ -44,6 +49,7 @@ def answer(
         "--prefer": prefer,
         "--tokens": tokens,
         "--trace": trace or None,
+        "--html": html,
     }
     if recipe is not None:
         _reject_beside_recipe(settings)
@@ -55,20 +61,30 @@ def answer(
             why="It is the data's 95th percentile.",
             hint="Add --launch --data train.jsonl",
         )
+    if html is not None:
+        from advisor.cli.html import check_page
+
+        check_page(html, save_plan)
     request = _request(length, effective_batch, lora_rank, target_modules, prefer, method, tokens)
     source = find_model(DEFAULT_MODEL if model is None else model)
     profile = profile_of(source)
     target = find_gpu(gpu=gpu, vram=vram, free=free, device=device)
     advice = advise(profile, target, request, host=_host(target))
+    traced: Mapping[Method, TracedPlan] = {}
     if trace:
         from advisor.shortlist import trace_shortlist
 
         with progress_line() as progress:
-            advice = trace_shortlist(advice, source, progress=progress)
+            proof = trace_shortlist(advice, source, progress=progress)
+        advice, traced = proof.advice, proof.traced
     if save_plan is not None:
         _save(advice, save_plan)
         trains = train_command(save_plan, advice)
         advice = replace(advice, next_command=proof_command(save_plan), proof_command=trains)
+    if html is not None:
+        from advisor.cli.html import write_page
+
+        write_page(advice, source, html, traced.get(advice.choice.method))
     _show(advice, as_json)
     return 0 if advice.recommended else 1
 
@@ -211,7 +227,7 @@ def _reject_beside_recipe(settings: Mapping[str, object]) -> None:
             f"--recipe and {', '.join(given)} contradict each other.",
             why="A recipe is judged as it stands: it says its own settings.",
             hint="Leave one of them out; --model, --gpu, --vram and --free go with a recipe."
-            + (" To trace it, write it down with --save-plan first." if "--trace" in given else ""),
+            + (" To trace it, write it down with --save-plan first." if {"--trace", "--html"} & set(given) else ""),
         )
 
 

@@ -37,16 +37,21 @@ def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def create_file(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a new file; one that is there is never touched.
+    """Write a new file; one that is there is never touched, and half of one is not left.
 
     Raises:
         InputError: the file exists, or cannot be written.
     """
     try:
         with open(path, "xb") as file:
-            file.write(content)
+            try:
+                file.write(content)
+                file.flush()
+            except OSError:
+                os.unlink(path)
+                raise
     except FileExistsError as error:
-        raise InputError(f"{path} exists already.", hint="Name another file, or move that one away.") from error
+        raise _exists(path) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path} cannot be written.", why=f"{reason}.", hint=_HINT) from error
@@ -69,3 +74,18 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     else:
         return
     raise InputError(f"{path} cannot be written.", why=why, hint=_HINT)
+
+
+def check_creatable(path: str | os.PathLike[str]) -> None:
+    """Find out at once whether `create_file` could make a file there.
+
+    Raises:
+        InputError: it could not.
+    """
+    if os.path.lexists(path):
+        raise _exists(path)
+    check_writable(path)
+
+
+def _exists(path: str | os.PathLike[str]) -> InputError:
+    return InputError(f"{path} exists already.", hint="Name another file, or move that one away.")

@@ -31,6 +31,11 @@ class Kind(NamedTuple):
     module: str
     operation: str
 
+    @property
+    def shape_text(self) -> str:
+        """`"2 × 2048"`."""
+        return " × ".join(map(str, self.shape)) or "scalar"
+
 
 class TensorRow(NamedTuple):
     """Tensors of one kind that are alive together."""

@@ -36,9 +36,14 @@ def ended(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else text + "."
 
 
+def capital(text: str) -> str:
+    """`"full"` → `"Full"`; the rest stays as it is: `"LoRA"`."""
+    return text[:1].upper() + text[1:]
+
+
 def sentence(text: str) -> str:
     """`"it fits"` → `"It fits."`."""
-    return ended(text[:1].upper() + text[1:])
+    return ended(capital(text))
 
 
 def origin_of(gpu: Gpu) -> str:

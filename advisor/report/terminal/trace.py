@@ -80,10 +80,9 @@ def _print_tensors(rows: list[TensorRow], console: Console) -> None:
     console.print(Text("Largest tensors at the peak", style="bold"))
     for row in rows:
         kind = row.kind
-        shape = " × ".join(map(str, kind.shape)) or "scalar"
         number = f"{row.number} of {size(kind.nbytes)}"
         print_paragraph(
-            console, joined(f"{size(row.total_bytes):>12}", number, f"{kind.dtype} {shape}", kind.component)
+            console, joined(f"{size(row.total_bytes):>12}", number, f"{kind.dtype} {kind.shape_text}", kind.component)
         )
         whose = joined(clean(without_wrapper(row.module)) or "no module", clean(short_operation(kind.operation)))
         print_paragraph(console, whose, label=" " * 14, indent=" " * 14, style="dim")
