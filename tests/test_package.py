@@ -103,6 +103,8 @@ def test_a_wheel_holds_every_profile_and_no_tests(which: str, request: pytest.Fi
     assert {name.removeprefix("advisor/_profiles/") for name in names} >= PROFILES
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"advisor"}
     assert "advisor/py.typed" in names
+    parts = {path.name for path in (REPOSITORY / "advisor" / "report" / "parts").iterdir()}
+    assert {f"advisor/report/parts/{part}" for part in parts} <= names
     assert not [name for name in names if "test" in name]
 
 
