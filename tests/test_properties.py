@@ -26,6 +26,7 @@ from advisor.plan import (
     Dtype,
     LoraSettings,
     Loss,
+    Method,
     Optimizer,
     Padding,
     Plan,
@@ -55,9 +56,9 @@ names = st.one_of(
 
 
 @st.composite
-def plans(draw: st.DrawFn, models: st.SearchStrategy[str]) -> Plan:
+def plans(draw: st.DrawFn, models: st.SearchStrategy[str], methods: tuple[Method, ...] = METHODS) -> Plan:
     """Any plan that can be; those that contradict themselves are left out."""
-    method = draw(st.sampled_from(METHODS))
+    method = draw(st.sampled_from(methods))
     targets = st.one_of(st.just("all-linear"), names, st.lists(names, min_size=1, max_size=4).map(tuple))
     values: dict[str, Any] = {
         "model": draw(models),
@@ -76,6 +77,9 @@ def plans(draw: st.DrawFn, models: st.SearchStrategy[str]) -> Plan:
         "upcast_frozen": method == "qlora" and draw(st.booleans()),
         "gpu": draw(st.one_of(st.none(), names)),
     }
+    values["packing"] = values["padding"] == "none" and draw(st.booleans())
+    if method == "full" and values["autocast"] != "float16" and draw(st.booleans()):
+        values |= {"optimizer_in_backward": True, "gradient_accumulation": 1}
     try:
         if method != "full":
             values["lora"] = LoraSettings(
@@ -93,9 +97,9 @@ def plans(draw: st.DrawFn, models: st.SearchStrategy[str]) -> Plan:
 
 
 @st.composite
-def runs(draw: st.DrawFn) -> tuple[Plan, Architecture, Gpu]:
+def runs(draw: st.DrawFn, methods: tuple[Method, ...] = METHODS) -> tuple[Plan, Architecture, Gpu]:
     """A plan on every linear, its model and a GPU that can run it."""
-    plan = draw(plans(st.sampled_from(MODELS)))
+    plan = draw(plans(st.sampled_from(MODELS), methods))
     if plan.lora is not None:
         plan = replace(plan, lora=replace(plan.lora, target_modules="all-linear"))
     gpu = what_if(load_gpu(draw(st.sampled_from(GPUS))))
@@ -117,6 +121,18 @@ def test_memory_grows_with_the_micro_batch(run: tuple[Plan, Architecture, Gpu], 
     small, large = (estimate(each, architecture, gpu) for each in (plan, larger))
     assert large.allocated_bytes >= small.allocated_bytes
     assert large.reserved_bytes >= small.reserved_bytes
+
+
+@QUICK
+@given(runs(methods=("full",)), st.sampled_from(("adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_32bit")))
+def test_stepping_in_backward_never_needs_more(run: tuple[Plan, Architecture, Gpu], optimizer: Optimizer) -> None:
+    """But for the foreach step: its temporary comes earlier then, where a long batch's logits may still be."""
+    plan, architecture, gpu = run
+    assume(plan.autocast != "float16")
+    after = replace(plan, optimizer=optimizer, gradient_accumulation=1, optimizer_in_backward=False)
+    within = replace(after, optimizer_in_backward=True)
+    needs, kept = (estimate(each, architecture, gpu).allocated_bytes for each in (within, after))
+    assert needs <= kept
 
 
 @QUICK

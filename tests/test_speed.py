@@ -66,6 +66,13 @@ def test_a_step_is_the_sum_of_its_parts_and_tokens_go_by_its_time(method: Method
     assert speed.tokens_per_second == pytest.approx(8 * 2048 / speed.step_seconds)
 
 
+def test_stepping_in_backward_and_packing_cost_nothing_and_every_packed_token_is_trained_on() -> None:
+    plan = plan_of("full", micro_batch=4, gradient_accumulation=1)
+    for changed in (replace(plan, optimizer_in_backward=True), replace(plan, packing=True, padding="none")):
+        assert speed_of(changed).step_seconds == speed_of(plan).step_seconds
+        assert speed_of(changed).tokens_per_second == pytest.approx(4 * 2048 / speed_of(plan).step_seconds)
+
+
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_checkpointing_costs_a_forward(method: Method) -> None:
     kept, recomputed = (speed_of(plan_of(method, gradient_checkpointing=again)) for again in (False, True))
