@@ -9,18 +9,16 @@ from functools import cache
 from typing import Any, Literal
 
 from advisor.architecture import Architecture, architecture_from_config
-from advisor.errors import EnvironmentLacksError, InputError, UnknownNameError
-from advisor.plan import Method, Plan, plan_from_fields, plan_to_fields
+from advisor.errors import EnvironmentLacksError, UnknownNameError
+from advisor.files import read_json as read_json
+from advisor.files import read_toml as read_toml
+from advisor.plan import Method, Plan, plan_from_fields
+from advisor.plan_files import plan_to_toml as plan_to_toml
+from advisor.plan_files import save_plan_file as save_plan_file
 from advisor.units import GIB, MIB
 
 Backend = Literal["cuda", "rocm", "xpu", "mps", "cpu"]
 Provenance = Literal["measured", "published", "assumed"]
-
-LARGEST_FILE_BYTES = 4 * MIB
-"""Plan files and config.json files are a few KiB; anything above this is not one."""
-
-MOST_DOTS_IN_A_LINE = 200
-"""A TOML key of many dotted parts takes memory by the square of their number."""
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -110,71 +108,6 @@ def profile_folder(kind: Literal["models", "gpus", "recipes", "datasets"]) -> st
     """Where the profiles of a kind are: inside an installed package, or at the top of a checkout."""
     installed = os.path.join(_HERE, "_profiles", kind)
     return installed if os.path.isdir(installed) else os.path.join(os.path.dirname(_HERE), "profiles", kind)
-
-
-def read_toml(path: str) -> dict[str, Any]:
-    """A TOML file's values.
-
-    Raises:
-        InputError: no such file, too large, or not TOML.
-    """
-    import tomllib
-
-    text = _read_text(path)
-    if any(line.count(".") > MOST_DOTS_IN_A_LINE for line in text.splitlines()):
-        raise InputError(
-            f"{path} is not a file of settings.",
-            why="A line of it has hundreds of dots.",
-            hint=_NO_SETTINGS,
-        )
-    try:
-        return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
-        raise InputError(
-            f"{path} is not valid TOML.", why=f"{error}", hint="Mend that line and run it again."
-        ) from error
-
-
-def read_json(path: str) -> dict[str, Any]:
-    """A JSON file's object.
-
-    Raises:
-        InputError: no such file, too large, or not a JSON object.
-    """
-    import json
-
-    try:
-        value = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} is not valid JSON.", why=f"{error}", hint="It may be cut off: fetch it again."
-        ) from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} holds no JSON object.", why="A config.json starts with { and ends with }.")
-    return value
-
-
-_NO_SETTINGS = "Give a plan that phi3-advise --save-plan wrote, or a model's config.json, not its weights."
-
-
-def _read_text(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(LARGEST_FILE_BYTES + 1)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a text file.", why="It is not UTF-8.", hint=_NO_SETTINGS) from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(
-            f"{path} cannot be read.", why=f"{reason}.", hint="Check the path and the file's permissions."
-        ) from error
-    if len(text) > LARGEST_FILE_BYTES:
-        raise InputError(
-            f"{path} is larger than {LARGEST_FILE_BYTES // MIB} MiB.",
-            why="No plan and no config.json is.",
-            hint=_NO_SETTINGS,
-        )
-    return text
 
 
 @cache
@@ -467,39 +400,3 @@ def plan_with_defaults(fields: Mapping[str, Any], *, folder: str = "", bfloat16:
     choose_dtype = not bfloat16 and not {"dtype", "autocast"} & set(fields)
     base = default_plan(method, model=model, bfloat16=not choose_dtype)
     return plan_from_fields({**fields, "model": model}, base)
-
-
-def plan_to_toml(plan: Plan) -> str:
-    """A plan as the text of a plan file."""
-    lines = [f"{name} = {_toml(value)}" for name, value in plan_to_fields(plan).items() if value is not None]
-    return "\n".join(lines) + "\n"
-
-
-def save_plan_file(plan: Plan, path: str) -> None:
-    """Writes a plan as TOML, for every command that takes --plan. An existing file is never overwritten.
-
-    Raises:
-        InputError: the file exists, or cannot be written.
-    """
-    try:
-        text = plan_to_toml(plan).encode()
-        with open(path, "xb") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise InputError(f"{path} exists already.", hint="Name another file, or move that one away.") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(
-            f"{path} cannot be written.", why=f"{reason}.", hint="Name a file in a folder of yours."
-        ) from error
-
-
-def _toml(value: Any) -> str:
-    """A plan's value as TOML: JSON's strings, numbers and booleans are TOML's too."""
-    import json
-
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{name} = {_toml(inner)}" for name, inner in value.items() if inner is not None) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml(inner) for inner in value) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
