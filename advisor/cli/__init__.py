@@ -12,6 +12,7 @@ from advisor.errors import AdvisorError, InputError
 _SUBCOMMANDS = {
     "doctor": "What this machine has for training, and whether it computes.",
     "estimate": "Memory of one plan, in closed form.",
+    "explore": "Change a plan with keys and see its memory.",
     "export": "A plan as another tool's configuration.",
     "gpus": "Methods against every known GPU.",
     "merge": "A run's adapter into its base model, on the CPU.",

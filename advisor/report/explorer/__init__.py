@@ -1,0 +1,1 @@
+"""The explorer's screen. Needs textual; only the submodules import it."""
