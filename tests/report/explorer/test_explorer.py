@@ -106,8 +106,9 @@ def test_every_setting_has_a_key_and_its_capital_goes_back(view: View, knob: Any
         await pilot.press(knob.key)
         await pilot.pause()
         assert read(app.view) != before
-        # The next model is the same one for longer texts; stepping in backward moves no peak that is before backward.
-        if knob.name not in ("model", "optimizer_in_backward"):
+        # The next model is the same one for longer texts, packed rows have a mask as padded ones do, and stepping in
+        # backward moves no peak that is before backward.
+        if knob.name not in ("model", "packing", "optimizer_in_backward"):
             assert text_of(app, "claims") + text_of(app, "bars") != bars
         await pilot.press(knob.key.upper())
         await pilot.pause()
