@@ -54,6 +54,17 @@ def test_reference_peaks(fields: dict[str, Any], gib: float) -> None:
     assert found.allocated_bytes / GIB == pytest.approx(gib, abs=0.01)
 
 
+@pytest.mark.parametrize("fields", [{"method": "full"}, LORA], ids=["full", "lora"])
+def test_a_later_micro_batchs_gradients_are_gradients_until_they_are_added_up(fields: dict[str, Any]) -> None:
+    found = traced(**fields, gradient_accumulation=2, seq_len=128)
+    name = "o_proj.weight" if fields["method"] == "full" else "o_proj.lora_A.default.weight"
+    made = [
+        e.allocation for e in found.events if not e.freed and e.allocation.module.endswith(f"layers.0.self_attn.{name}")
+    ]
+    # Two steps of two micro-batches.
+    assert sum(allocation.component == "gradients" for allocation in made) == 4
+
+
 def test_components_add_up_to_the_peak() -> None:
     found = traced(**QLORA)
     assert sum(found.components.values()) == found.allocated_bytes

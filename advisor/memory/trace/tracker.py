@@ -26,6 +26,7 @@ from advisor.memory.trace.result import LOADING, Allocation, Component, Event
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)(?:\.|$)")
 _ADD = torch.ops.aten.add.Tensor
+_ADD_IN_PLACE = torch.ops.aten.add_.Tensor
 _ELEMENTWISE = frozenset(
     getattr(getattr(torch.ops.aten, name), overload)
     for name, overload in [
@@ -92,6 +93,8 @@ class Tracker(TorchDispatchMode):
         if func is torch.ops.aten.nonzero.default and args[0].device.type == "meta":
             func, args = torch.ops.aten.new_empty.default, self._found_in(args[0])
             kwargs = {"dtype": torch.int64}
+        if func is _ADD_IN_PLACE:
+            self._label_addend(args)
         if func is self._chunked_loss:
             with self:
                 return run_chunked_loss(args, self._hardware)
@@ -136,6 +139,14 @@ class Tracker(TorchDispatchMode):
         uses: int = old._use_count()  # type: ignore[attr-defined]
         alone = uses <= self._lone_uses and not old._is_view()
         return alone and bool(_is_dense(old)) and old.shape == new.shape and old.dtype == new.dtype
+
+    def _label_addend(self, args: tuple[Any, ...]) -> None:
+        """What is added to a gradient is a gradient: a later micro-batch's, alive until it is added up."""
+        if not isinstance(args[1], torch.Tensor):
+            return
+        total, addend = (self._live.get(tensor.untyped_storage()._cdata) for tensor in args[:2])
+        if total is not None and addend is not None and total[1].component == "gradients":
+            addend[1].component, addend[1].module = "gradients", total[1].module
 
     def _take_over(self, old: torch.Tensor, new: torch.Tensor) -> None:
         """Follow the new tensor as the continuation of the old one."""
