@@ -68,7 +68,13 @@ def test_a_later_micro_batchs_gradients_are_gradients_until_they_are_added_up(fi
 def test_components_add_up_to_the_peak() -> None:
     found = traced(**QLORA)
     assert sum(found.components.values()) == found.allocated_bytes
-    assert found.components["quantization"] > 0
+
+
+def test_weights_in_4_bits_are_called_quantization_as_in_closed_form() -> None:
+    """Half a byte a weight and its statistics; what stays in 16 bits is the embedding, the head and the norms."""
+    plain, quantized = traced(**LORA).components, traced(**QLORA).components
+    moved = plain["weights"] - quantized["weights"]
+    assert quantized["quantization"] == pytest.approx(moved / 4, rel=0.05)
 
 
 def test_adapters_are_fp32_whatever_the_base() -> None:

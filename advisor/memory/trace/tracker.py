@@ -359,8 +359,10 @@ def _uses_of_a_lone_gradient() -> int:
 def adopt_model(tracker: Tracker, model: torch.nn.Module) -> None:
     """Record a model's parameters and buffers, in its own order."""
     for name, parameter in model.named_parameters():
-        tracker.adopt(parameter, _kind(name), "load", name)
-        for tensor in _statistics(parameter):
+        statistics = tuple(_statistics(parameter))
+        # As the closed form has it: what is stored in 4 bits counts as quantization, with what it takes to read it.
+        tracker.adopt(parameter, "quantization" if statistics else _kind(name), "load", name)
+        for tensor in statistics:
             tracker.adopt(tensor, "quantization", "load", name)
     for name, buffer in model.named_buffers():
         tracker.adopt(buffer, "weights", "load", name)
