@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from advisor.cli.completion import complete_gpus, complete_models, complete_recipes
 from advisor.errors import AdvisorError, InputError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 _SUBCOMMANDS = {
     "doctor": "What this machine has for training, and whether it computes.",
@@ -38,6 +42,17 @@ class _LazyGroup(click.Group):
 
         command: click.Command = import_module(f"advisor.cli.{cmd_name}").command
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands and options; click would import every command to ask it for its line of help."""
+        from click.shell_completion import CompletionItem
+
+        commands = [
+            CompletionItem(name, help=said)
+            for name, said in sorted(_SUBCOMMANDS.items())
+            if name.startswith(incomplete)
+        ]
+        return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -75,8 +90,18 @@ def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 it fits or it ran; 1 nothing fits; 2 bad input; 3 something is missing; 4 the run failed.",
 )
-@click.option("--model", default=None, help="A profile, a folder or config.json, or a hub id.  [default: phi-3-mini]")
-@click.option("--gpu", default=None, help="What if: a GPU by name (t4, rtx-4090, a100-80gb; see `gpus`).")
+@click.option(
+    "--model",
+    shell_complete=complete_models,
+    default=None,
+    help="A profile, a folder or config.json, or a hub id.  [default: phi-3-mini]",
+)
+@click.option(
+    "--gpu",
+    shell_complete=complete_gpus,
+    default=None,
+    help="What if: a GPU by name (t4, rtx-4090, a100-80gb; see `gpus`).",
+)
 @click.option("--vram", default=None, help="What if: a GPU with that much memory (12GiB; a bare 12 means GiB).")
 @click.option("--free", default=None, help="How much of the GPU's memory is free.")
 @click.option("--device", default=None, help="A number as nvidia-smi counts; or cuda, cuda:1, cpu, mps, xpu.")
@@ -93,7 +118,12 @@ def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 )
 @click.option("--tokens", default=None, help="Tokens that the run trains on (12M), for how long it takes.")
 @click.option("--trace", is_flag=True, help="Prove the memory of what fits: run the installed code without storage.")
-@click.option("--recipe", default=None, help="Judge a recipe instead (cookbook-full, -lora, -qlora).")
+@click.option(
+    "--recipe",
+    shell_complete=complete_recipes,
+    default=None,
+    help="Judge a recipe instead (cookbook-full, -lora, -qlora).",
+)
 @click.option("--save-plan", type=click.Path(), default=None, help="Write the recommended plan to a TOML file.")
 @click.option("--html", type=click.Path(), default=None, help="Write a page of the answer, with a traced step.")
 @click.option("--launch", is_flag=True, help="Train what is recommended. All options below go with it.")

@@ -166,27 +166,6 @@ def _detected_as(profile: GpuProfile) -> Gpu | None:
     return replace(chosen, notes=(*chosen.notes, note))
 
 
-def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of models, for the shell; paths and hub ids are the reader's own."""
-    from advisor.profiles import model_names
-
-    return [name for name in model_names() if name.startswith(incomplete)]
-
-
-def complete_gpus(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of GPUs, for the shell."""
-    from advisor.profiles import gpu_names
-
-    return [name for name in gpu_names() if name.startswith(incomplete)]
-
-
-def complete_recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of recipes, for the shell."""
-    from advisor.profiles import recipe_names
-
-    return [name for name in recipe_names() if name.startswith(incomplete)]
-
-
 def print_json(value: dict[str, Any]) -> None:
     """One object on stdout."""
     import json

@@ -5,12 +5,18 @@ from __future__ import annotations
 import click
 
 from advisor.cli.common import print_json, read_plan
+from advisor.cli.completion import complete_gpus
 from advisor.profiles import load_model
 
 
 @click.command("estimate")
 @click.option("--plan", "path", required=True, type=click.Path(), help="The plan file (TOML).")
-@click.option("--gpu", default=None, help="A GPU by name, in place of the plan's, with nothing of it in use.")
+@click.option(
+    "--gpu",
+    shell_complete=complete_gpus,
+    default=None,
+    help="A GPU by name, in place of the plan's, with nothing of it in use.",
+)
 @click.option("--vram", default=None, metavar="SIZE", help="The GPU's memory, such as 12GiB, in place of its own.")
 @click.option("--free", default=None, metavar="SIZE", help="How much of it is free, such as 9GiB.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else.")

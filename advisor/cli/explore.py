@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from advisor.cli.common import complete_gpus, complete_models, find_gpu
+from advisor.cli.common import find_gpu
+from advisor.cli.completion import complete_gpus, complete_models
 from advisor.errors import EnvironmentLacksError, InputError
 
 if TYPE_CHECKING:

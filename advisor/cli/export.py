@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from advisor.cli.common import complete_gpus, complete_models, find_gpu, read_plan
+from advisor.cli.common import find_gpu, read_plan
+from advisor.cli.completion import complete_gpus, complete_models
 from advisor.errors import InputError
 from advisor.export import TOOLS, Export, Tool, export_plan, fit_as_run, smaller_that_fits
 from advisor.plan import Plan

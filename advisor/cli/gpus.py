@@ -6,11 +6,18 @@ import click
 
 from advisor.advise import DEFAULT_MODEL, Request
 from advisor.cli.common import print_json
+from advisor.cli.completion import complete_models
 from advisor.profiles import load_model
 
 
 @click.command("gpus")
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="A profile, a config.json, or a hub id.")
+@click.option(
+    "--model",
+    shell_complete=complete_models,
+    default=DEFAULT_MODEL,
+    show_default=True,
+    help="A profile, a config.json, or a hub id.",
+)
 @click.option("--seq-len", type=int, default=2048, show_default=True, help="Tokens, for the largest micro-batch.")
 @click.option("--lora-rank", type=int, default=16, show_default=True, help="Rank of the adapters.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else.")

@@ -7,13 +7,19 @@ import os
 import click
 
 from advisor.cli.common import print_json, progress_line, read_plan
+from advisor.cli.completion import complete_gpus
 from advisor.errors import InputError
 from advisor.profiles import find_model
 
 
 @click.command("trace")
 @click.option("--plan", "path", required=True, type=click.Path(), help="The plan file (TOML).")
-@click.option("--gpu", default=None, help="A GPU by name, in place of the plan's, with nothing of it in use.")
+@click.option(
+    "--gpu",
+    shell_complete=complete_gpus,
+    default=None,
+    help="A GPU by name, in place of the plan's, with nothing of it in use.",
+)
 @click.option("--vram", default=None, metavar="SIZE", help="The GPU's memory, such as 12GiB, in place of its own.")
 @click.option("--free", default=None, metavar="SIZE", help="How much of it is free, such as 9GiB.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else.")
