@@ -56,6 +56,8 @@ def conduct(resolve: Resolve, how: Conduct) -> int:
         from advisor.profiles import save_plan_file
 
         save_plan_file(launch.job.plan, os.path.expanduser(how.save_plan))
+    if how.fallback:
+        launch = _smaller(launch, console)
     render_launch(launch, console)
     probed = _probe(launch, how)
     launch = probed.launch if probed is not None else launch
@@ -68,6 +70,21 @@ def conduct(resolve: Resolve, how: Conduct) -> int:
     if not _may_start(launch, holds, how):
         return 0 if holds else 1
     return _train(launch, probed, how, console)
+
+
+def _smaller(launch: Launch, console: Console) -> Launch:
+    """The first smaller plan that fits, and what was given up for it."""
+    from advisor.launch.attempt import step_down_until_it_fits
+    from advisor.report.terminal.text import print_paragraph
+
+    smaller, steps = step_down_until_it_fits(launch)
+    # Of several steps of one kind, the last says it all.
+    changes = {step.change.partition(" ")[0]: step.change for step in steps}
+    if changes:
+        print_paragraph(
+            console, f"It does not fit. Taken instead: {', '.join(changes.values())}.", label="! ", indent="  "
+        )
+    return smaller
 
 
 def _probe(launch: Launch, how: Conduct) -> Probed | None:
@@ -118,11 +135,12 @@ def _somebody_answers(how: Conduct) -> bool:
 def _train(launch: Launch, probed: Probed | None, how: Conduct, console: Console) -> int:
     from advisor.launch import fetch_weights, next_plan, start_over, train
     from advisor.launch.process import restore_cursor
-    from advisor.report.terminal.launch import render_out_of_memory
+    from advisor.report.terminal.launch import render_out_of_memory, render_start
 
     fetch_weights(launch)
     attempts: list[Attempt] = []
     while True:
+        render_start(launch, console)
         attempt = train(launch, stdout=_shown_on(how))
         restore_cursor()
         attempts.append(attempt)

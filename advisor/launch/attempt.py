@@ -64,6 +64,24 @@ def next_plan(launch: Launch, *, shorter: bool = False) -> StepDown | None:
             return StepDown(plan=plan, change=", ".join(changes))
 
 
+def step_down_until_it_fits(launch: Launch, *, shorter: bool = False) -> tuple[Launch, tuple[StepDown, ...]]:
+    """The first smaller plan that fits by the closed form; the same launch where none does, or nothing is wrong.
+
+    Args:
+        launch: what may not fit.
+        shorter: whether sequences may be cut.
+    """
+    steps: list[StepDown] = []
+    smaller = launch
+    while not smaller.fits:
+        step = next_plan(smaller, shorter=shorter)
+        if step is None:
+            return launch, ()
+        steps.append(step)
+        smaller = smaller.with_plan(step.plan)
+    return smaller, tuple(steps)
+
+
 def start_over(attempt: Attempt, step: StepDown) -> tuple[Attempt, Launch]:
     """The attempt with its files set aside, and the run by its next plan in the same folder."""
     aside = set_attempt_aside(attempt.launch.job.out)
@@ -85,4 +103,4 @@ def _short(path: str) -> str:
     return path if relative.startswith("..") else relative
 
 
-__all__ = ["Attempt", "next_plan", "resume_command", "start_over", "train"]
+__all__ = ["Attempt", "next_plan", "resume_command", "start_over", "step_down_until_it_fits", "train"]

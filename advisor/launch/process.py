@@ -130,6 +130,7 @@ class _Training:
     def _receive(self, number: int, _: FrameType | None) -> None:
         self.received.append(number)
         if len(self.received) == 1:
+            _say("Stopping after this step, to save it. Ctrl-C once more stops at once.")
             self._stop(number)
         elif number == signal.SIGINT:
             self.killed = True
@@ -229,6 +230,12 @@ def _missing_result(training: _Training, run: str, since: int) -> Result:
         message="The training process ended without a word. Its log ends so:\n" + "\n".join(said[-8:]),
         hint=f"The whole log is {os.path.join(run, LOG_FILE)}.",
     )
+
+
+def _say(text: str) -> None:
+    """Writes a line of its own, from a signal handler: no buffer and no lock is waited for."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{text}\n".encode())
 
 
 def restore_cursor() -> None:

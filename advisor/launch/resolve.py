@@ -200,7 +200,12 @@ def resolve_resumed(out: str, gpu: Gpu | None, find_gpu: Callable[[str], Gpu], d
             hint="Its artefacts are there. Start another with a folder of its own: --out DIR",
         )
     device = gpu if gpu is not None else find_gpu(job.device)
-    job = replace(job, resume=last_checkpoint(out) is not None, device=torch_device(device), data=data or job.data)
+    job = replace(
+        job,
+        resume=last_checkpoint(out) is not None,
+        device=torch_device(device),
+        data=_data_path(data) if data is not None else job.data,
+    )
     source = find_model(job.plan.model)
     architecture = _architecture(source)
     memory, fit = _judge(job.plan, architecture, device)

@@ -143,6 +143,13 @@ def _probe_verdict(probed: Probed | None) -> str:
     return f"{'it holds' if probed.holds else 'it does not hold'}: {reached}{probed.message}".rstrip(": ")
 
 
+def render_start(launch: Launch, console: Console) -> None:
+    """What happens now, for the minutes in which a large model loads and nothing else is seen."""
+    log = os.path.join(_short(launch.job.out), "log.txt")
+    said = f"the model is loaded first. Ctrl-C saves and stops. The log: {log}"
+    print_paragraph(console, said, label="Training: ", indent="  ")
+
+
 def render_report(attempts: Sequence[Attempt], probed: Probed | None, console: Console) -> None:
     """A finished run in one table: memory as predicted, probed and reached, time, losses, where everything is."""
     last = attempts[-1]
@@ -166,11 +173,11 @@ def usage(attempt: Attempt) -> tuple[str, ...]:
     """The lines of Python that load what a run left."""
     job = attempt.launch.job
     adapter = job.plan.method != "full"
-    package, name = ("peft", "AutoPeftModelForCausalLM") if adapter else ("transformers", "AutoModelForCausalLM")
+    name = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
     run = _short(job.out)
+    imports = (f"from peft import {name}", "from transformers import AutoTokenizer")
     return (
-        f"from {package} import {name}",
-        "from transformers import AutoTokenizer",
+        *(imports if adapter else (f"from transformers import {name}, AutoTokenizer",)),
         f'model = {name}.from_pretrained("{run}")',
         f'tokenizer = AutoTokenizer.from_pretrained("{run}")',
     )
