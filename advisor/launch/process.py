@@ -19,9 +19,10 @@ from types import FrameType
 from typing import IO, Any
 
 from advisor.launch.command import Command
-from advisor.launch.result import LOG_FILE, RESULT_FILE, Result, last_checkpoint, last_step, log_tail, read_result
-
-PID_FILE = "trainer.pid"
+from advisor.launch.result import last_checkpoint, last_step, log_tail, read_result
+from advisor.training.log import LOG
+from advisor.training.outcome import RESULT, Result
+from advisor.training.run import PID
 
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 10.0
@@ -61,10 +62,10 @@ def supervise(command: Command, run: str, *, stdout: IO[Any] | None = None) -> E
         run: the run folder; what libraries print goes into its log.
         stdout: where the training shows itself; None is this process's own stdout.
     """
-    for stale in (RESULT_FILE, PID_FILE):
+    for stale in (RESULT, PID):
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(run, stale))
-    with open(os.path.join(run, LOG_FILE), "ab") as log:
+    with open(os.path.join(run, LOG), "ab") as log:
         since = log.tell()
         process = subprocess.Popen(
             command.words,
@@ -156,7 +157,7 @@ class _Training:
     def _trainer(self) -> int | None:
         """The trainer's process id, where it runs and belongs to this session."""
         try:
-            with open(os.path.join(self.run, PID_FILE), encoding="ascii") as file:
+            with open(os.path.join(self.run, PID), encoding="ascii") as file:
                 number = int(file.read())
             if _POSIX and os.getpgid(number) != self.process.pid:
                 return None
@@ -228,7 +229,7 @@ def _missing_result(training: _Training, run: str, since: int) -> Result:
         step=step,
         checkpoint=checkpoint,
         message="The training process ended without a word. Its log ends so:\n" + "\n".join(said[-8:]),
-        hint=f"The whole log is {os.path.join(run, LOG_FILE)}.",
+        hint=f"The whole log is {os.path.join(run, LOG)}.",
     )
 
 

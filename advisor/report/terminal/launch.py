@@ -208,7 +208,7 @@ def _amount(size_bytes: int | None, unknown: str = "not known") -> str:
 
 def _result_rows(attempt: Attempt) -> Iterable[tuple[str, str]]:
     result = attempt.ended.result
-    if result.seconds is not None:
+    if result.seconds:
         rate = f", {result.tokens_per_second:,.0f} tokens/s" if result.tokens_per_second is not None else ""
         yield "time", f"{duration(result.seconds)}{rate}"
     if result.first_loss is not None and result.final_loss is not None:
