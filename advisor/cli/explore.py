@@ -50,7 +50,7 @@ def command(model: str | None, gpu: str | None, vram: str | None) -> None:
     make_console(stderr=True)  # where the encoding lacks a character, a look-alike is written from here on
     asked = Explorer(view).run()
     if asked is not None:
-        _launch(asked)
+        launch(asked)
 
 
 def first_view(model: str | None, gpu: str | None, vram: str | None) -> View:
@@ -73,7 +73,7 @@ def first_view(model: str | None, gpu: str | None, vram: str | None) -> View:
     return view
 
 
-def _launch(asked: Launch) -> None:
+def launch(asked: Launch) -> None:
     """Prints the command that trains the plan, and runs it where the data was named."""
     words = ["train", "--plan", asked.plan_file, "--data", asked.data or "train.jsonl"]
     click.echo(f"phi3-advise {join(words)}")

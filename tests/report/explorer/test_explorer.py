@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
@@ -20,7 +21,8 @@ from textual.widgets import Input, Static
 
 from advisor.advise import Request, advise
 from advisor.cli import cli
-from advisor.cli.explore import first_view
+from advisor.cli.explore import first_view, launch
+from advisor.cli.train import command as train
 from advisor.errors import EnvironmentLacksError
 from advisor.explore import KNOBS, View, offers, show
 from advisor.fit import explain_fit
@@ -243,6 +245,20 @@ def test_launching_a_plan_that_was_saved_takes_its_file(view: View, folder: Path
 
 def test_launching_a_plan_that_was_changed_since_saves_it_again(view: View) -> None:
     assert after(view, "s", "enter", "c", "l", "enter").return_value == Launch(plan_file="plan-2.toml", data="")
+
+
+@pytest.mark.parametrize("data", ["", "my data.jsonl"])
+def test_what_is_launched_is_a_command_that_train_understands(
+    data: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr("advisor.cli.main", started.append)
+    launch(Launch(plan_file="plan.toml", data=data))
+    program, *words = shlex.split(capsys.readouterr().out)
+    assert program == "phi3-advise"
+    assert started == ([words] if data else [])
+    parsed = train.make_context(words[0], words[1:])
+    assert (parsed.params["path"], parsed.params["data"]) == ("plan.toml", data or "train.jsonl")
 
 
 def test_q_leaves_with_nothing(view: View) -> None:
