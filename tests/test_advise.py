@@ -241,6 +241,39 @@ def test_a_method_that_fits_but_was_not_taken_is_offered_with_the_preference_tha
                 assert advice.unlock.startswith(label)
 
 
+def test_a_method_that_was_asked_for_is_taken_if_it_fits_and_no_other() -> None:
+    assert advice_for("t4").recommended == "lora"
+    asked = advice_for("t4", method="qlora")
+    assert (asked.recommended, asked.choice.method, asked.unlock) == ("qlora", "qlora", "")
+    assert "--method qlora" in asked.next_command
+    too_much = advice_for("t4", method="full")
+    assert (too_much.recommended, too_much.choice.method) == (None, "full")
+    assert "was asked for" in too_much.reason
+    assert "LoRA (--method lora)" in too_much.unlock
+    assert "--method" not in too_much.next_command
+
+
+def test_packed_rows_are_full_and_have_no_mask() -> None:
+    for part in advice_for("a100-40gb", packing=True).methods:
+        assert (part.plan.packing, part.plan.padding) == (True, "none")
+
+
+def test_where_the_gpu_is_here_the_next_command_trains() -> None:
+    here = replace(gpu_named("rtx-4090"), detected=True, index=0)
+    advice = advise(MINI, here, Request(prefer="memory"))
+    assert advice.next_command == "phi3-advise --prefer memory --launch --data train.jsonl"
+    assert advice.proof_command == "phi3-advise --prefer memory --trace"
+    cannot = replace(MINI, launchable=False, launch_note="no such code")
+    assert "--save-plan" in advise(cannot, here).next_command
+
+
+def test_on_a_processor_nothing_is_paged_to_where_it_already_is() -> None:
+    cpu = replace(gpu_named("rtx-4060-8gb"), backend="cpu", profile=None, detected=True)
+    advice = advise(MINI, cpu)
+    assert not any(part.plan.optimizer.startswith("paged") for part in advice.methods)
+    assert not any(part.spilled_bytes for part in advice.methods)
+
+
 REQUESTS: list[tuple[Gpu, dict[str, Any]]] = [
     (gpu_named("t4"), {}),
     (gpu_named("t4"), {"seq_len": 4096, "effective_batch": 12, "prefer": "memory"}),

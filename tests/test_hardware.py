@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from advisor.errors import EnvironmentLacksError, InputError
-from advisor.hardware import ASSUMED_CONTEXT_BYTES, Gpu, GpuProcess, choose, host, what_if
+from advisor.hardware import ASSUMED_CONTEXT_BYTES, Gpu, GpuProcess, choose, host, read_cpu, what_if
+from advisor.hardware.host import _container_memory
 from advisor.hardware.torch_devices import _torch_builds
 from advisor.profiles import load_gpu
 from advisor.units import GIB, MIB
@@ -455,6 +456,29 @@ def test_the_host_knows_its_ram_disk_and_processors(tmp_path: Path) -> None:
     assert 0 < here.ram_available_bytes <= here.ram_bytes
     assert here.disk_free_bytes is not None
     assert here.cpu_count == os.cpu_count()
+
+
+def test_a_container_s_limit_is_its_ram_and_pages_of_files_can_be_dropped(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text(f"{4 * GIB}\n")
+    (tmp_path / "memory.current").write_text(f"{3 * GIB}\n")
+    (tmp_path / "memory.stat").write_text(f"anon {GIB}\nfile {2 * GIB}\nactive_file {GIB}\ninactive_file {GIB}\n")
+    assert _container_memory(str(tmp_path)) == (4 * GIB, GIB)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _container_memory(str(tmp_path)) is None
+
+
+def test_the_processor_is_a_device_whose_memory_is_the_host_s() -> None:
+    cpu = read_cpu()
+    assert (cpu.backend, cpu.detected, cpu.unified, cpu.index) == ("cpu", True, True, None)
+    assert cpu.total_bytes == host().ram_bytes
+    assert cpu.free_bytes is not None
+    assert cpu.free_bytes < cpu.total_bytes
+
+
+def test_a_host_without_a_figure_cannot_be_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    with pytest.raises(EnvironmentLacksError, match="How much RAM"):
+        read_cpu()
 
 
 def test_free_disk_is_that_of_the_nearest_parent_that_exists(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 Nvml = Callable[[str], dict[str, str]]
 
 
@@ -32,6 +34,43 @@ def test_a_t4_is_detected_and_advised(nvml: Nvml) -> None:
     assert advice["gpu"]["capability"] == "7.5"
     assert advice["recommended"] == "lora"
     assert advice["plan"]["dtype"] == "float16"
+
+
+@pytest.mark.parametrize(
+    ("device", "index"), [("cuda", 1), ("cuda:0", 0), ("cuda:1", 1), ("0", 0), ("1", 1), ("CUDA:1", 1)]
+)
+def test_a_device_is_named_as_nvidia_smi_counts_or_as_torch_spells_it(nvml: Nvml, device: str, index: int) -> None:
+    assert answer(nvml("two_a100"), "--device", device)["gpu"]["index"] == index
+
+
+def test_cuda_counts_what_is_visible(nvml: Nvml) -> None:
+    env = {**nvml("two_a100"), "CUDA_VISIBLE_DEVICES": "1"}
+    assert answer(env, "--device", "cuda:0")["gpu"]["index"] == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "code"), [("cuda:2", 3), ("xpu", 3), ("mps", 3), ("2", 2), ("cuda:x", 2), ("tpu", 2)]
+)
+def test_a_device_that_is_not_here_is_refused(nvml: Nvml, device: str, code: int) -> None:
+    result = run(nvml("two_a100"), "--device", device)
+    assert result.returncode == code
+    assert "What to do:" in result.stderr
+
+
+def test_the_processor_can_be_asked_about(nvml: Nvml) -> None:
+    gpu = answer(nvml("t4"), "--device", "cpu")["gpu"]
+    assert (gpu["backend"], gpu["detected"], gpu["unified"]) == ("cpu", True, True)
+
+
+def test_a_torch_that_cannot_use_the_gpu_is_said_before_anything_else_happens(
+    nvml: Nvml, small_model: Path, tmp_path: Path
+) -> None:
+    """The stub answers for a driver, and no CUDA is behind it."""
+    words = ["--launch", "--data", "phi3-advise-qa", "--model", str(small_model), "--out", str(tmp_path / "run")]
+    result = run(nvml("t4"), *words)
+    assert result.returncode == 3
+    assert "torch cannot use Tesla T4" in " ".join(result.stderr.split())
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_freer_of_two_a100_is_taken_and_the_other_on_demand(nvml: Nvml) -> None:
