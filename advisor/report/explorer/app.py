@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,12 @@ class Explorer(App[Launch | None]):
     def on_mount(self) -> None:
         """Draws the first view."""
         self._draw()
+        gc.collect()
+        gc.freeze()  # or a key now and then waits 25 ms for a look through everything that was imported
+
+    def on_unmount(self) -> None:
+        """Gives back to the collector what it passed over meanwhile."""
+        gc.unfreeze()
 
     def on_resize(self, event: events.Resize) -> None:
         """Draws for the new width."""
