@@ -1,7 +1,8 @@
 """A small Phi-3 in a folder: random weights, Phi-3's module names, and its real vocabulary and chat template.
 
 The vocabulary and merges are Llama-2's, as npm's llama-tokenizer-js 1.2.2 (MIT) packs them, written as a tokenizer.json
-in data/llama2-tokenizer; Phi-3 adds the tokens from 32000 on. Source of those and of the template: tokenizer_config.json of Phi-3-mini-4k-instruct.
+in data/llama2-tokenizer; Phi-3 adds the tokens from 32000 on. Source of those and of the template:
+tokenizer_config.json of Phi-3-mini-4k-instruct.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from advisor.architecture import Architecture
+from advisor.chunks import chunk_rows
 from advisor.memory import terms
 from advisor.memory.ledger import Ledger
 from advisor.memory.linear import convert
@@ -135,15 +136,6 @@ def _keep_head_gradient(tape: Tape, arch: Architecture, s: Shapes, tied: list[St
         tied.append(tape.new(terms.gradient, elements, s.storage))
         return None
     return tape.keep_gradient(s, elements, s.storage)
-
-
-def chunk_rows(tokens: int, hidden: int, vocabulary: int) -> int:
-    """Rows of logits that the chunked loss makes at a time.
-
-    Source: torch/nn/modules/linear_cross_entropy_options.py, "aspect_ratio:2", the default on CUDA.
-    """
-    target = -(-tokens // -(-vocabulary // hidden))
-    return max(1, min((1 << (target - 1).bit_length()) // 2, tokens))
 
 
 def _chunked_loss(

@@ -160,12 +160,21 @@ class _Layers:
             made = self.ledger.new(terms.hidden_states, s.tokens, s.hidden, s.stream)
         return made
 
-    def hold_logits(self) -> list[int]:
-        """The logits of the micro-batch before, of this step or the last, which its caller holds until these come."""
+    def hold_outputs(self) -> list[int]:
+        """The outputs of the micro-batch before, of this step or the last, which its caller holds until these come.
+
+        The logits; and, through the graph behind the loss, a leaf with its gradient: the embedding's output, which
+        adapters under checkpointing make require one (transformers enable_input_require_grads).
+        """
         s, plan = self.s, self.plan
-        if not (plan.hold_outputs and plan.loss == "standard"):
-            return []
-        return [self.ledger.new(terms.logits, s.tokens, s.vocabulary, 4 if s.autocast else s.stream)]
+        held: list[int] = []
+        if not plan.hold_outputs:
+            return held
+        if plan.loss == "standard":
+            held.append(self.ledger.new(terms.logits, s.tokens, s.vocabulary, 4 if s.autocast else s.stream))
+        if plan.lora is not None and plan.gradient_checkpointing:
+            held.append(self.ledger.new(terms.hidden_states, s.tokens, s.hidden, s.stream, count=2))
+        return held
 
     def hold_gradients(self, layers: int) -> None:
         """Gradients of the layers between the last and the first."""
@@ -189,7 +198,7 @@ class _Checkpointed(_Layers):
     def forward(self) -> Held:
         """One hidden state a layer, and autocast's copies of the weights."""
         s, ledger = self.s, self.ledger
-        previous = self.hold_logits()
+        previous = self.hold_outputs()
         self.first = self.embed()
         self.between, self.last = [], self.first
         sizes = (s.tokens, s.hidden, s.stream)
@@ -240,7 +249,7 @@ class _Kept(_Layers):
     def forward(self) -> Held:
         """All layers' forward; the decoder holds the embedding until it ends, whether or not a layer keeps it."""
         s, ledger = self.s, self.ledger
-        previous = self.hold_logits()
+        previous = self.hold_outputs()
         first = self.embed()
         self.layer = run_layer(s, checkpointed=False, requires_grad=True)
         self.first_layer = self.layer

@@ -10,6 +10,7 @@ from __future__ import annotations
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
+from advisor.chunks import chunk_rows
 from advisor.errors import PlanError
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def _fused_sum(states: torch.Tensor, head: Any, targets: torch.Tensor) -> torch.
     states, weight = states.to(dtype), weight.to(dtype)
     scale = _scale_of_sum(states.size(0)) if dtype == torch.float16 else 1.0
     classes = None if scale == 1 else torch.full((weight.size(0),), scale, dtype=dtype, device=states.device)
+    rows = chunk_rows(states.size(0), states.size(1), weight.size(0))
     total = torch.nn.functional.linear_cross_entropy(
         states,
         weight,
@@ -98,7 +100,7 @@ def _fused_sum(states: torch.Tensor, head: Any, targets: torch.Tensor) -> torch.
         weight=classes,
         reduction="sum",
         ignore_index=_IGNORED_LABEL,
-        options=torch.nn.LinearCrossEntropyOptions(),
+        options=torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None),
     )
     return total.float() / scale if scale != 1 else total.float()
 
@@ -126,13 +128,3 @@ def _looped_sum(states: torch.Tensor, head: Any, targets: torch.Tensor) -> torch
     for chunk, chunk_targets in zip(states.split(rows), targets.split(rows), strict=True):
         total = total + checkpoint(of_chunk, chunk, chunk_targets, use_reentrant=False)
     return total
-
-
-def chunk_rows(tokens: int, hidden: int, vocabulary: int) -> int:
-    """Tokens whose logits exist at once.
-
-    Half the power of two at or above tokens / ⌈vocabulary / hidden⌉: torch's rule for CUDA in 16 bits,
-    "aspect_ratio:2". Source: torch/nn/modules/linear_cross_entropy_options.py.
-    """
-    target = -(-tokens // -(-vocabulary // hidden))
-    return max(1, min((1 << (target - 1).bit_length()) // 2, tokens))

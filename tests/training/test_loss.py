@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from advisor.chunks import FEWEST_ROWS, chunk_rows
 from advisor.errors import PlanError
 from advisor.training import loss as chunks
 from advisor.training.build import build_model
-from advisor.training.loss import chunk_rows, chunked_cross_entropy
+from advisor.training.loss import chunked_cross_entropy
 from advisor.training.step import make_batch
 
 
@@ -84,14 +85,18 @@ def test_float16_holds_the_loss_of_many_tokens() -> None:
         (4096, 3072, 32064, 256),
         (2048, 5120, 32064, 256),
         (1, 3072, 32064, 1),
-        (100, 64, 64, 64),
-        (16384, 3072, 200064, 128),
+        (100, 64, 64, 100),
+        (2048, 3072, 200064, 128),
+        (32768, 3072, 200064, 256),
     ],
 )
-def test_a_chunk_has_as_many_rows_as_torch_takes_on_cuda(tokens: int, hidden: int, vocabulary: int, rows: int) -> None:
+def test_a_chunk_has_torchs_rows_but_not_so_few_that_the_head_is_all_that_is_read(
+    tokens: int, hidden: int, vocabulary: int, rows: int
+) -> None:
     assert chunk_rows(tokens, hidden, vocabulary) == rows
     options = torch.nn.LinearCrossEntropyOptions(chunking_method="aspect_ratio:2")
-    assert max(1, options._compute_batch_chunk_size(tokens, hidden, vocabulary)) == rows
+    torchs: int = options._compute_batch_chunk_size(tokens, hidden, vocabulary)
+    assert rows == min(max(torchs, FEWEST_ROWS), tokens)
 
 
 def test_a_model_that_transforms_its_logits_is_refused(make_plan: Any, architecture: dict[str, Any]) -> None:
