@@ -50,6 +50,9 @@ def make_console(*, stderr: bool = False) -> Console:
     """
     stream = sys.stderr if stderr else sys.stdout
     _write_lookalikes(stream)
+    if _columns() is None:
+        # rich would read it again, and takes "\N{SUPERSCRIPT TWO}" for a number.
+        os.environ.pop("COLUMNS", None)
     return _Console(
         stderr=stderr,
         width=max(NARROWEST, _columns() or _terminal_columns(stream) or PIPE_WIDTH),
