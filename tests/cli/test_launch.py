@@ -36,7 +36,7 @@ training = {{ validation = 0.0 }}
 
 LIMITED = """
 import os, resource, sys
-resource.setrlimit(resource.RLIMIT_DATA, (5 << 30, 5 << 30))
+resource.setrlimit(resource.RLIMIT_DATA, (3 << 30, 3 << 30))
 os.execv(sys.executable, [sys.executable, "-m", "advisor", *sys.argv[1:]])
 """
 
@@ -139,20 +139,20 @@ def test_a_run_that_is_terminated_saves_and_is_resumed(small_model: Path, tmp_pa
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of a process's data exist on Linux")
 def test_memory_that_runs_out_is_followed_by_the_next_plan(small_model: Path, tmp_path: Path) -> None:
-    """256 × 64 tokens × 32,064 logits take 2 GiB in fp32, three times over; 5 GiB is all that the process may have."""
-    out, plan = tmp_path / "run", write_plan(tmp_path, small_model, 256)
+    """128 × 64 tokens × 32,064 logits take 1 GiB in fp32, three times over; 3 GiB is all that the process may have."""
+    out, plan = tmp_path / "run", write_plan(tmp_path, small_model, 128)
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": "word " * 30, "completion": "word " * 60}) + "\n")
-    rows.write_text(rows.read_text() * 256)
+    rows.write_text(rows.read_text() * 128)
     words = ["train", "--plan", plan, "--data", rows, "--device", "cpu", "--max-steps", 1, "--out", out]
     done = run(*words, "--fallback", "--json", program=("-c", LIMITED))
     assert "Out of memory at step 1" in done.stderr
-    assert "Taken instead: micro-batch 128 × accumulation 2 in place of 256 × 1" in " ".join(done.stderr.split())
+    assert "Taken instead: micro-batch 64 × accumulation 2 in place of 128 × 1" in " ".join(done.stderr.split())
     answer = json.loads(done.stdout)
     jsonschema.validate(answer, SCHEMA)
     assert answer["result"]["outcome"] == "finished"
     assert answer["attempts"] >= 2
-    assert answer["plan"]["micro_batch"] * answer["plan"]["gradient_accumulation"] == 256
+    assert answer["plan"]["micro_batch"] * answer["plan"]["gradient_accumulation"] == 128
     assert (out / "attempt-1" / "result.json").is_file()
 
 
