@@ -133,7 +133,7 @@ def _somebody_answers(how: Conduct) -> bool:
 
 
 def _train(launch: Launch, probed: Probed | None, how: Conduct, console: Console) -> int:
-    from advisor.launch import fetch_weights, next_plan, start_over, train
+    from advisor.launch import fetch_weights, start_over, train
     from advisor.launch.process import restore_cursor
     from advisor.report.terminal.launch import render_out_of_memory, render_start
 
@@ -146,8 +146,7 @@ def _train(launch: Launch, probed: Probed | None, how: Conduct, console: Console
         attempts.append(attempt)
         if attempt.ended.result.outcome != "out_of_memory":
             break
-        step = next_plan(launch, shorter=False)
-        taken = step is not None and (how.fallback or _agreed(step, how))
+        step, taken = _next_plan(launch, how)
         render_out_of_memory(attempt, step, taken, console)
         if step is None or not taken:
             _leave_next_plan(attempt, step, console)
@@ -157,11 +156,24 @@ def _train(launch: Launch, probed: Probed | None, how: Conduct, console: Console
     return _report(attempts, probed, console)
 
 
-def _agreed(step: StepDown, how: Conduct) -> bool:
-    """Asked on a terminal without --yes, which answers the question that was asked before, not this one."""
-    if how.yes or not _somebody_answers(how):
-        return False
-    return click.confirm(f"Out of memory. Start again with {step.change}?", default=True, err=True)
+def _next_plan(launch: Launch, how: Conduct) -> tuple[StepDown | None, bool]:
+    """The plan after one that ran out of memory, and whether it is taken.
+
+    Sequences are cut only with consent: that changes what is learned. --yes answers the question that was asked before
+    the training, and none of these.
+    """
+    from advisor.launch import next_plan
+
+    asks = not how.yes and _somebody_answers(how)
+    step = next_plan(launch, shorter=asks)
+    if step is not None and step.plan.seq_len < launch.job.plan.seq_len:
+        question = f"Out of memory. Start again with {step.change}? Longer samples lose their ends."
+        if click.confirm(question, default=False, err=True):
+            return step, True
+        step = next_plan(launch)
+    if step is None or how.fallback:
+        return step, step is not None
+    return step, asks and click.confirm(f"Out of memory. Start again with {step.change}?", default=True, err=True)
 
 
 def _shown_on(how: Conduct) -> IO[Any] | None:

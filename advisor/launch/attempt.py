@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from advisor.launch.command import training_command
@@ -58,7 +58,11 @@ def next_plan(launch: Launch, *, shorter: bool = False) -> StepDown | None:
         if step is None:
             return None
         plan = step.plan
-        changes = [*changes, step.change] if plan.method == launch.job.plan.method else [step.change]
+        if plan.method == launch.job.plan.method:
+            changes.append(step.change)
+        else:
+            # Another method is a saving of its own: what was not enough before it is not given up as well.
+            plan, changes = replace(plan, seq_len=launch.job.plan.seq_len), [step.change]
         after = launch.with_plan(plan).memory
         if before is None or after is None or after.reserved_bytes <= WORTH_TRYING * before:
             return StepDown(plan=plan, change=", ".join(changes))

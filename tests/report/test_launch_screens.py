@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from advisor.advise import Request, advise
+from advisor.cli import launch as conducting
 from advisor.cli.launch import failure
 from advisor.hardware import what_if
 from advisor.launch.attempt import Attempt, next_plan, resume_command, step_down_until_it_fits
@@ -21,7 +22,7 @@ from advisor.launch.probing import Probed
 from advisor.launch.process import Ended
 from advisor.launch.resolve import Launch
 from advisor.launch.storage import disk_need
-from advisor.profiles import find_model, load_gpu, load_model
+from advisor.profiles import default_plan, find_model, load_gpu, load_model
 from advisor.report.terminal.launch import (
     render_dry_run,
     render_interrupted,
@@ -238,3 +239,28 @@ def test_a_failure_says_what_why_and_what_to_do(launch: Launch, outcome: str, sa
     assert error.why == f"Because. The last checkpoint, {kept}, is complete."
     assert error.hint.startswith("Mend it.")
     assert ("--resume" in error.hint) == resumes
+
+
+@pytest.mark.parametrize(
+    ("answers", "seq_len", "method", "taken"),
+    [([True], 1024, "lora", True), ([False, True], 2048, "qlora", True), ([False, False], 2048, "qlora", False)],
+)
+def test_sequences_are_cut_only_where_somebody_agrees(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch, answers: list[bool], seq_len: int, method: str, taken: bool
+) -> None:
+    given = iter(answers)
+    monkeypatch.setattr(conducting, "_somebody_answers", lambda _: True)
+    monkeypatch.setattr("click.confirm", lambda *_, **__: next(given))
+    plan = default_plan("lora", model="phi-3-mini-4k", bfloat16=False)
+    plan = replace(plan, seq_len=2048, loss="chunked", optimizer="paged_adamw_8bit", micro_batch=1)
+    launch = replace(launch, advice=None)
+    step, is_taken = conducting._next_plan(launch.with_plan(plan), conducting.Conduct())
+    assert step is not None
+    assert (step.plan.seq_len, step.plan.method, is_taken) == (seq_len, method, taken)
+
+
+def test_nobody_is_asked_in_a_pipe_and_only_fallback_goes_on(launch: Launch) -> None:
+    step, taken = conducting._next_plan(launch, conducting.Conduct(yes=True))
+    assert step is not None
+    assert not taken
+    assert conducting._next_plan(launch, conducting.Conduct(fallback=True))[1]
