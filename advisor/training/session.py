@@ -20,6 +20,7 @@ from advisor.training.artefacts import CardFacts, save_artefacts
 from advisor.training.build import BuiltModel, build_skeleton, fill_model, load_model
 from advisor.training.checkpoints import Checkpoint, complete_checkpoints, last_checkpoint
 from advisor.training.data import Collator, LengthSampler, PreparedData, prepare_data
+from advisor.training.data.collate import keeps_masks_below
 from advisor.training.interruption import Interrupted, Interruption
 from advisor.training.job import Job
 from advisor.training.log import quiet_libraries
@@ -134,7 +135,11 @@ class Session:
                     accumulation=self._plan.gradient_accumulation,
                     seed=self._plan.training.seed,
                 ),
-                collator=Collator(self._plan, data.pad_token_id),
+                collator=Collator(
+                    self._plan,
+                    data.pad_token_id,
+                    keeps_masks_below=keeps_masks_below(self._plan, built.causal_lm.config, device),
+                ),
                 pad_token_id=data.pad_token_id,
                 monitor=monitor,
                 saving=saving,

@@ -15,6 +15,26 @@ if TYPE_CHECKING:
     from advisor.plan import Plan
 
 
+def keeps_masks_below(plan: Plan, config: Any, device: torch.device) -> int:
+    """Tokens below which a batch without a mask would run the math kernel, where one with a mask does not; else 0.
+
+    transformers drops a mask that masks nothing, and then lets SDPA share grouped key-value heads instead of repeating
+    them: only flash attention can, and it needs compute capability 8.0 and 16 bits; the math kernel holds all scores.
+    With a mask the heads are repeated and the memory-efficient kernel runs. From a sliding window on there always is
+    a mask.
+    Source: transformers integrations/sdpa_attention.py (use_gqa_in_sdpa), masking_utils.py (_ignore_causal_mask_sdpa).
+    """
+    if device.type != "cuda" or torch.version.hip is not None or plan.attention != "sdpa":
+        return 0
+    text = config.get_text_config()
+    grouped = getattr(text, "num_key_value_heads", None) not in (None, text.num_attention_heads)
+    in_fp32 = plan.autocast == "none" and (plan.upcast_frozen or plan.dtype == "float32")
+    has_flash = torch.cuda.get_device_capability(device) >= (8, 0) and not in_fp32
+    if not grouped or has_flash:
+        return 0
+    return getattr(text, "sliding_window", None) or plan.seq_len + 1
+
+
 class Collator:
     """Pads on the right, to one of few lengths, at most the plan's.
 
@@ -30,14 +50,17 @@ class Collator:
     Args:
         plan: the plan that is trained.
         pad_token_id: what rows are filled up with.
+        keeps_masks_below: a batch of fewer tokens a row has a mask even if it happens to need none, where the plan's
+            memory was computed with one; see the function of that name.
     """
 
-    def __init__(self, plan: Plan, pad_token_id: int) -> None:
+    def __init__(self, plan: Plan, pad_token_id: int, *, keeps_masks_below: int = 0) -> None:
         self._plan = plan
         self._pad = pad_token_id
+        self._keeps_masks_below = keeps_masks_below
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """A batch; all tensors are int64 of shape (rows, tokens).
+        """A batch; all tensors are int64 of shape (rows, tokens), but a kept mask: bool, (rows, 1, tokens, tokens).
 
         Raises:
             InputError: nothing in the batch carries loss, or a row is longer than the plan's.
@@ -58,8 +81,14 @@ class Collator:
             batch["position_ids"] = self._positions(rows, width)
             if plan.attention == "flash_attention_2":
                 return {name: tensor.view(1, -1) for name, tensor in batch.items()}
+            unmasked = bool((batch["position_ids"] == torch.arange(width)).all())
         elif plan.padding == "longest" and plan.micro_batch > 1:
             batch["attention_mask"] = self._mask(rows, width)
+            unmasked = bool(batch["attention_mask"].all())
+        else:
+            return batch
+        if unmasked and width < self._keeps_masks_below:
+            batch["attention_mask"] = torch.ones(width, width, dtype=torch.bool).tril().repeat(len(rows), 1, 1, 1)
         return batch
 
     def _filled(self, rows: Sequence[Mapping[str, Any]], column: str, width: int, filler: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from advisor.errors import InputError
 from advisor.plan import plan_from_fields
 from advisor.training.data import Collator, LengthSampler
+from advisor.training.data.collate import keeps_masks_below
 from advisor.training.data.lengths import bucket_length
 from advisor.training.data.tokens import MASKED
 
@@ -19,6 +20,9 @@ LENGTHS = np.random.default_rng(3).gamma(2.0, 100.0, 1003).astype(int).clip(2, 1
 
 def sampler(seed: int = 1, batch_size: int = 4, accumulation: int = 2) -> LengthSampler:
     return LengthSampler(LENGTHS, batch_size=batch_size, accumulation=accumulation, seed=seed)
+
+
+FULL = {"method": "full", "lora": None, "dtype": "float32"}
 
 
 def batches(order: list[int], size: int = 4) -> list[list[int]]:
@@ -146,3 +150,43 @@ def test_a_batch_in_which_nothing_carries_loss_is_refused() -> None:
 def test_a_row_longer_than_the_plans_is_refused() -> None:
     with pytest.raises(InputError, match="seq_len is 1,000"):
         Collator(plan(), 0)([row(1001)])
+
+
+def test_a_mask_that_masks_nothing_is_kept_where_the_kernel_without_one_needs_more(small_grouped_model: Any) -> None:
+    """Causal, one for each row, and the same loss; transformers would drop the one that only says "no padding"."""
+    from transformers import AutoModelForCausalLM
+
+    rows, long = [row(64), row(64)], plan(padding="longest")
+    kept = Collator(long, 0, keeps_masks_below=65)(rows)
+    assert kept["attention_mask"].shape == (2, 1, 64, 64)
+    assert torch.equal(kept["attention_mask"][1, 0], torch.ones(64, 64).tril().bool())
+    # From the window on the model makes its own, and a padded batch has one anyway.
+    assert Collator(long, 0, keeps_masks_below=64)(rows)["attention_mask"].dim() == 2
+    assert Collator(long, 0, keeps_masks_below=65)([row(64), row(5)])["attention_mask"].dim() == 2
+    model = AutoModelForCausalLM.from_pretrained(small_grouped_model, dtype=torch.float32, use_cache=False)
+    torch.testing.assert_close(model(**kept).loss, model(**Collator(long, 0)(rows)).loss)
+
+
+@pytest.mark.parametrize(
+    ("capability", "grouped", "fields", "below"),
+    [
+        ((7, 5), True, {}, 1001),
+        ((7, 5), False, {}, 0),
+        ((8, 0), True, {}, 0),
+        ((8, 0), True, FULL, 1001),
+        ((8, 0), True, FULL | {"autocast": "bfloat16"}, 0),
+        ((7, 5), True, {"attention": "eager"}, 0),
+    ],
+)
+def test_masks_are_kept_for_grouped_heads_without_flash_attention(
+    capability: tuple[int, int], grouped: bool, fields: dict[str, Any], below: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the card's capability is made up: there is no card here."""
+    from transformers import Phi3Config
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    config = Phi3Config(num_attention_heads=4, num_key_value_heads=2 if grouped else 4, hidden_size=64)
+    assert keeps_masks_below(plan(padding="longest", **fields), config, torch.device("cuda")) == below
+    config.sliding_window = 500
+    assert keeps_masks_below(plan(padding="longest", **fields), config, torch.device("cuda")) == min(below, 500)
+    assert keeps_masks_below(plan(**fields), config, torch.device("cpu")) == 0
