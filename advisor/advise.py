@@ -2,78 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from shlex import quote
-from typing import Any, Literal, get_args
+from typing import Literal
 
-from advisor.errors import InputError, shown
+from advisor.cautions import collect_warnings
+from advisor.commands import gpu_options, request_options, spell_command
 from advisor.fit import Fit, explain_fit
 from advisor.hardware import Gpu, Host, what_if
 from advisor.in_backward import cost_of_stepping_in_backward
 from advisor.memory.estimate import Memory, summarise
-from advisor.memory.lora import match_targets
 from advisor.plan import ITEMSIZE, METHODS, Attention, Method, Plan
 from advisor.profiles import ModelProfile, default_plan, gpu_ladder
+from advisor.request import DATA_FILE, DEFAULT_MODEL, PLAN_FILE, Prefer, Request
 from advisor.search import any_fits, search, smallest_plan
 from advisor.speed import Speed, estimate_speed
-from advisor.units import exact_size, gib, short_count
+from advisor.units import gib
 
-Prefer = Literal["quality", "balanced", "speed", "memory"]
 Tier = Literal["estimate", "trace", "probe"]
 
 METHOD_LABELS: dict[Method, str] = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 
-DEFAULT_MODEL = "phi-3-mini-4k"
-"""What is fine-tuned where nobody says."""
-
-DATA_FILE = "train.jsonl"
-"""What a command calls data that nobody named yet."""
-
-PLAN_FILE = "plan.toml"
-"""What the next command writes the plan to."""
-
-LARGEST_EFFECTIVE_BATCH = 2**16
-
 SHORTEST_SEQ_LEN = 256
 """No sequence shorter than this is offered as a way out."""
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What a person asks for, beside the model and the GPU."""
-
-    seq_len: int = 2048
-    effective_batch: int = 16
-    lora_rank: int = 16
-    target_modules: str | tuple[str, ...] = "all-linear"
-    prefer: Prefer = "balanced"
-    tokens: int | None = None
-    """Tokens that the run trains on, for its duration."""
-
-    method: Method | None = None
-    """The one to take; None leaves it to the recommendation."""
-
-    packing: bool = False
-    """Rows are several samples end to end; a sequence is then such a row."""
-
-    def __post_init__(self) -> None:
-        if not _is_number(self.effective_batch) or self.effective_batch > LARGEST_EFFECTIVE_BATCH:
-            raise InputError(
-                f"An effective batch of {shown(self.effective_batch)} is not from 1 to {LARGEST_EFFECTIVE_BATCH:,}.",
-                hint="Most runs take 8 to 128.",
-            )
-        if self.prefer not in get_args(Prefer):
-            raise InputError(
-                f"{shown(self.prefer)} is nothing that an answer can prefer.",
-                hint=f"Choose {', '.join(get_args(Prefer))}.",
-            )
-        if self.tokens is not None and not _is_number(self.tokens):
-            raise InputError(f"{shown(self.tokens)} is not a number of tokens.", hint="Write a number above zero.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -361,14 +312,16 @@ def next_command(advice: Advice) -> str:
     request = advice.request
     if advice.recommended is not None:
         if advice.gpu.detected and advice.model.launchable:
-            return f"{_command(advice, _options(request))} --launch --data {DATA_FILE}"
-        return _command(advice, _options(request) | {"--save-plan": PLAN_FILE})
+            return (
+                f"{spell_command(advice.model.name, advice.gpu, request_options(request))} --launch --data {DATA_FILE}"
+            )
+        return spell_command(advice.model.name, advice.gpu, request_options(request) | {"--save-plan": PLAN_FILE})
     if request.method is not None and any(part.fits for part in advice.methods):
-        return _command(advice, _options(replace(request, method=None)))
+        return spell_command(advice.model.name, advice.gpu, request_options(replace(request, method=None)))
     method = request.method or "qlora"
     shorter = longest_that_fits(base_plan(method, advice.model, advice.gpu, request), advice.model, advice.gpu)
     if shorter:
-        return _command(advice, _options(request) | {"--seq-len": shorter})
+        return spell_command(advice.model.name, advice.gpu, request_options(request) | {"--seq-len": shorter})
     model = f" --model {quote(advice.model.name)}" if advice.model.name != DEFAULT_MODEL else ""
     return f"phi3-advise gpus{model}"
 
@@ -382,7 +335,7 @@ def train_command(path: str, advice: Advice) -> str:
     """The command that trains a plan file as it stands; empty for a model that cannot be launched."""
     if not advice.model.launchable:
         return ""
-    device = "".join(f" {name} {value}" for name, value in _gpu_options(advice.gpu).items() if name == "--device")
+    device = "".join(f" {name} {value}" for name, value in gpu_options(advice.gpu).items() if name == "--device")
     return f"phi3-advise train --plan {quote(path)} --data {DATA_FILE}{device}"
 
 
@@ -391,106 +344,8 @@ def _proof_of(advice: Advice) -> str:
     if advice.recommended is None:
         return ""
     if advice.gpu.detected and advice.model.launchable:
-        return f"{_command(advice, _options(advice.request))} --trace"
+        return f"{spell_command(advice.model.name, advice.gpu, request_options(advice.request))} --trace"
     return proof_command(PLAN_FILE)
-
-
-def _command(advice: Advice, options: Mapping[str, Any]) -> str:
-    """The command that asks about the same model and GPU with these options."""
-    words = {"--model": advice.model.name} if advice.model.name != DEFAULT_MODEL else {}
-    spelled = {name: quote(str(value)) for name, value in {**words, **_gpu_options(advice.gpu), **options}.items()}
-    return " ".join(["phi3-advise", *(f"{name} {value}" for name, value in spelled.items())])
-
-
-def _options(request: Request) -> dict[str, Any]:
-    """What was asked that is not asked by itself."""
-    usual = _spelled(Request())
-    return {name: value for name, value in _spelled(request).items() if value != usual[name]}
-
-
-def _spelled(request: Request) -> dict[str, Any]:
-    targets = request.target_modules
-    return {
-        "--seq-len": request.seq_len,
-        "--effective-batch": request.effective_batch,
-        "--lora-rank": request.lora_rank,
-        "--target-modules": targets if isinstance(targets, str) else ",".join(targets),
-        "--prefer": request.prefer,
-        "--method": request.method,
-    }
-
-
-def _gpu_options(gpu: Gpu) -> dict[str, str]:
-    """What names a GPU that is described, or is not the first of this machine."""
-    if gpu.detected:
-        device = "cpu" if gpu.backend == "cpu" else str(gpu.index or "")
-        return {"--device": device} if device else {}
-    options = {"--gpu": gpu.profile.name} if gpu.profile else {}
-    if gpu.profile is None or gpu.total_bytes != gpu.profile.usable_bytes:
-        options["--vram"] = exact_size(gpu.total_bytes)
-    if gpu.free_bytes is not None:
-        options["--free"] = exact_size(gpu.free_bytes)
-    return options
-
-
-def collect_warnings(
-    model: ModelProfile, gpu: Gpu, parts: tuple[MethodAdvice, ...], request: Request, host: Host | None
-) -> tuple[str, ...]:
-    """Everything about this answer that a person should hear."""
-    arch = model.architecture
-    said = list(gpu.notes)
-    if not model.launchable:
-        said.append(f"{model.label} cannot be launched from here: {model.launch_note}")
-    if request.seq_len > arch.max_positions:
-        said.append(f"{model.label} was made for {arch.max_positions:,} tokens; {request.seq_len:,} is beyond that.")
-    if arch.window is not None and request.seq_len >= arch.window:
-        said.append(
-            f"Sequences of {arch.window:,} tokens or more reach the sliding window, and flash attention is out."
-        )
-    if arch.vision_parameters:
-        said.append("Only text is counted: the image tower is held frozen, and images would need more.")
-    unmatched = match_targets(parts[1].plan, arch)[1]
-    if unmatched:
-        names = ", ".join(linear.name for linear in arch.linears)
-        trained = short_count(parts[1].memory.parameters.trainable)
-        said.append(f"{', '.join(unmatched)} match nothing in {arch.model_type} ({names}): {trained} are trained.")
-    if gpu.bfloat16 is False:
-        said.append(f"{gpu.name} has no bfloat16: fp16 with gradient scaling, and fp32 weights wherever they train.")
-    stepped = [part for part in parts if part.fits and part.plan.optimizer_in_backward]
-    for part in stepped:
-        cost = cost_of_stepping_in_backward(part.plan, request.effective_batch)
-        said.append(f"Full fine-tuning fits only with the optimizer in backward: {cost}.")
-    said += _host_warnings(parts, gpu, host)
-    if gpu.backend not in ("cuda", "cpu"):
-        said.append(f"Attention on {gpu.backend} is taken to need what it needs on CUDA; nobody checked that.")
-    if gpu.context_provenance == "assumed":
-        said.append(f"The context of {gib(gpu.context_bytes)} is assumed: nobody measured it on this GPU.")
-    if parts[0].speed is None:
-        said.append("The speed is unknown: no profile has this GPU's rates.")
-    return tuple(dict.fromkeys(said))
-
-
-def _host_warnings(parts: tuple[MethodAdvice, ...], gpu: Gpu, host: Host | None) -> list[str]:
-    """What this machine's disk and RAM cannot hold."""
-    said = []
-    largest = max((part.saved_bytes for part in parts if part.fits), default=0)
-    if host is not None and host.disk_free_bytes is not None and host.disk_free_bytes < largest:
-        said.append(
-            f"What training leaves can take {gib(largest)}, and {gib(host.disk_free_bytes)} of disk is free here."
-        )
-    return said + _ram_warnings(parts, gpu, host)
-
-
-def _ram_warnings(parts: tuple[MethodAdvice, ...], gpu: Gpu, host: Host | None) -> list[str]:
-    spilled = max(part.spilled_bytes for part in parts if part.fits) if any(p.fits for p in parts) else 0
-    if not spilled:
-        return []
-    available = host.ram_available_bytes if host and gpu.detected else None
-    if available is None:
-        return [f"Paged states need {gib(spilled)} of host RAM; whether it is there is not known."]
-    if available < spilled:
-        return [f"Paged states need {gib(spilled)} of host RAM, and only {gib(available)} is free."]
-    return []
 
 
 __all__ = [

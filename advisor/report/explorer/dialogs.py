@@ -11,8 +11,8 @@ from textual.events import Key
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
-from advisor.advise import PLAN_FILE
 from advisor.errors import InputError
+from advisor.request import PLAN_FILE
 
 CSS = """
     SaveDialog, LaunchDialog { align: center middle; }

@@ -1,0 +1,78 @@
+"""Everything about an answer that a person should hear."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from advisor.hardware import Gpu, Host
+from advisor.in_backward import cost_of_stepping_in_backward
+from advisor.memory.lora import match_targets
+from advisor.profiles import ModelProfile
+from advisor.units import gib, short_count
+
+if TYPE_CHECKING:
+    from advisor.advise import MethodAdvice
+    from advisor.request import Request
+
+
+def collect_warnings(
+    model: ModelProfile, gpu: Gpu, parts: tuple[MethodAdvice, ...], request: Request, host: Host | None
+) -> tuple[str, ...]:
+    """Everything about this answer that a person should hear."""
+    arch = model.architecture
+    said = list(gpu.notes)
+    if not model.launchable:
+        said.append(f"{model.label} cannot be launched from here: {model.launch_note}")
+    if request.seq_len > arch.max_positions:
+        said.append(f"{model.label} was made for {arch.max_positions:,} tokens; {request.seq_len:,} is beyond that.")
+    if arch.window is not None and request.seq_len >= arch.window:
+        said.append(
+            f"Sequences of {arch.window:,} tokens or more reach the sliding window, and flash attention is out."
+        )
+    if arch.vision_parameters:
+        said.append("Only text is counted: the image tower is held frozen, and images would need more.")
+    unmatched = match_targets(parts[1].plan, arch)[1]
+    if unmatched:
+        names = ", ".join(linear.name for linear in arch.linears)
+        trained = short_count(parts[1].memory.parameters.trainable)
+        said.append(f"{', '.join(unmatched)} match nothing in {arch.model_type} ({names}): {trained} are trained.")
+    if gpu.bfloat16 is False:
+        said.append(f"{gpu.name} has no bfloat16: fp16 with gradient scaling, and fp32 weights wherever they train.")
+    stepped = [part for part in parts if part.fits and part.plan.optimizer_in_backward]
+    for part in stepped:
+        cost = cost_of_stepping_in_backward(part.plan, request.effective_batch)
+        said.append(f"Full fine-tuning fits only with the optimizer in backward: {cost}.")
+    said += _host_warnings(parts, gpu, host)
+    if gpu.backend not in ("cuda", "cpu"):
+        said.append(f"Attention on {gpu.backend} is taken to need what it needs on CUDA; nobody checked that.")
+    if gpu.context_provenance == "assumed":
+        said.append(f"The context of {gib(gpu.context_bytes)} is assumed: nobody measured it on this GPU.")
+    if parts[0].speed is None:
+        said.append("The speed is unknown: no profile has this GPU's rates.")
+    return tuple(dict.fromkeys(said))
+
+
+def _host_warnings(parts: tuple[MethodAdvice, ...], gpu: Gpu, host: Host | None) -> list[str]:
+    """What this machine's disk and RAM cannot hold."""
+    said = []
+    largest = max((part.saved_bytes for part in parts if part.fits), default=0)
+    if host is not None and host.disk_free_bytes is not None and host.disk_free_bytes < largest:
+        said.append(
+            f"What training leaves can take {gib(largest)}, and {gib(host.disk_free_bytes)} of disk is free here."
+        )
+    return said + _ram_warnings(parts, gpu, host)
+
+
+def _ram_warnings(parts: tuple[MethodAdvice, ...], gpu: Gpu, host: Host | None) -> list[str]:
+    spilled = max(part.spilled_bytes for part in parts if part.fits) if any(p.fits for p in parts) else 0
+    if not spilled:
+        return []
+    available = host.ram_available_bytes if host and gpu.detected else None
+    if available is None:
+        return [f"Paged states need {gib(spilled)} of host RAM; whether it is there is not known."]
+    if available < spilled:
+        return [f"Paged states need {gib(spilled)} of host RAM, and only {gib(available)} is free."]
+    return []
+
+
+__all__ = ["collect_warnings"]
