@@ -23,8 +23,8 @@ class Metrics:
 
     def __init__(self, path: Path, *, after: int = 0) -> None:
         kept = [line for line in read_metrics(path) if line.get("step", 0) <= after] if after else []
-        self.first_loss = next((line["loss"] for line in kept if line.get("loss") is not None), None)
-        """Of the first step that the file has."""
+        self.kept = tuple(kept)
+        """The lines of the steps before."""
 
         aside = path.with_name(f"{path.name}.part")
         aside.write_text("".join(_line(values) for values in kept), encoding="utf-8")
@@ -35,8 +35,6 @@ class Metrics:
         """Append one line, and hand it to the system at once."""
         self._file.write(_line(values))
         self._file.flush()
-        if self.first_loss is None:
-            self.first_loss = values.get("loss")
 
     def __enter__(self) -> Self:
         return self

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +43,25 @@ class Progressed:
     first_loss: float | None = None
     final_loss: float | None = None
     evaluation_loss: float | None = None
+    evaluated_at: int | None = None
+    """The step after which that was."""
+
     seconds: float = 0.0
     tokens: int = 0
+
+
+def progressed_before(lines: Sequence[Mapping[str, Any]]) -> Progressed:
+    """What a run that goes on has behind it, from the lines of its metrics."""
+    before = Progressed()
+    for line in lines:
+        if "evaluation_loss" in line:
+            before.evaluation_loss, before.evaluated_at = line["evaluation_loss"], line["step"]
+            continue
+        before.step, before.final_loss = line["step"], line["loss"]
+        before.first_loss = line["loss"] if before.first_loss is None else before.first_loss
+        before.seconds += line["seconds"]
+        before.tokens += round((line["tokens_per_second"] or 0) * line["seconds"])
+    return before
 
 
 @dataclass(slots=True)
@@ -96,7 +113,7 @@ class Monitor(TrainerCallback):
         show: Callable[[Progress], None],
         advice: str,
     ) -> None:
-        self.progressed = Progressed(first_loss=metrics.first_loss)
+        self.progressed = progressed_before(metrics.kept)
         self._memory = MemoryReader(device)
         self._metrics = metrics
         self._interruption = interruption
@@ -133,6 +150,7 @@ class Monitor(TrainerCallback):
                 control.should_save = False
         elif "eval_loss" in logs:
             self.progressed.evaluation_loss = _finite(logs["eval_loss"])
+            self.progressed.evaluated_at = state.global_step
             self._metrics.write({"step": state.global_step, "evaluation_loss": logs["eval_loss"]})
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

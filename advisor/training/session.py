@@ -194,17 +194,18 @@ class Session:
     def _train(self, trainer: PlanTrainer, resumed: Checkpoint | None) -> None:
         self._interruption.can_wait = True
         try:
-            trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
-            if trainer.eval_dataset is not None and self._progressed.evaluation_loss is None:
-                self._evaluate_unless_stopped(trainer)
+            if resumed is not None and resumed.step >= self._progressed.steps:
+                # Trainer would take one step more.
+                trainer.restore(resumed.path)
+                self._progressed.step = resumed.step
+            else:
+                trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
+            done, asked = self._progressed, self._interruption.number is not None
+            if trainer.eval_dataset is not None and done.evaluated_at != done.step and not asked:
+                trainer.evaluate()
         except Interrupted:
             # In an evaluation, so between two steps.
             trainer.save_now()
-
-    def _evaluate_unless_stopped(self, trainer: PlanTrainer) -> None:
-        """A run that was resumed after its last step has not evaluated it."""
-        if self._interruption.number is None:
-            trainer.evaluate()
 
     def _card(self, device: torch.device) -> CardFacts:
         done = self._progressed

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader
-from transformers import PrinterCallback, Trainer, TrainingArguments, get_scheduler
+from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments, get_scheduler
 
 from advisor.errors import InputError
 from advisor.plan import Plan
@@ -213,6 +213,11 @@ class PlanTrainer(Trainer):
         if self._plan.optimizer_in_backward:
             return None
         return super()._get_grad_norm(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def restore(self, checkpoint: Path) -> None:
+        """The weights of a run that has taken all its steps."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
     def save_now(self) -> None:
         """Write a checkpoint between two steps."""

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
+from real_execution import RANDOM_STATE_BYTES, highest, profiled, traced_peak
 
 from advisor.memory.kernels import AttentionCall, Cpu
 from advisor.memory.trace.attention import run_attention
-from advisor.memory.trace.result import OUTSIDE_STEPS
-from advisor.memory.trace.run import record
 from advisor.memory.trace.tracker import Tracker
 from advisor.plan import Plan, plan_from_fields
 from advisor.training import loss
@@ -35,9 +32,6 @@ PHI3 = {
     "eos_token_id": 2,
 }
 GROUPED = {**PHI3, "model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True}
-
-RANDOM_STATE_BYTES = 5056
-"""Checkpointing keeps torch's CPU random state for each layer, made where no dispatch mode sees it."""
 
 TOLERANCE = 0.001
 """That of the issue. What is left is a few bytes for each random state."""
@@ -62,32 +56,6 @@ def profiled_peak(plan: Plan, architecture: dict[str, Any]) -> int:
             step.run(batches)
 
     return profiled(run)
-
-
-def profiled(run: Callable[[], object]) -> int:
-    """Bytes above the start, at the highest point of a run on CPU tensors."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    found = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
-    changes = sorted((e.start_ns(), e.nbytes()) for e in found if e.name() == "[memory]")
-    return highest(change for _, change in changes)
-
-
-def traced_peak(plan: Plan, architecture: dict[str, Any]) -> int:
-    events, _ = record(plan, architecture, Cpu(), steps=2)
-    return highest(
-        -event.allocation.nbytes if event.freed else event.allocation.nbytes
-        for event in events
-        if event.moment not in OUTSIDE_STEPS and not (event.freed and event.allocation.moment == "loading")
-    )
-
-
-def highest(changes: Iterable[int]) -> int:
-    now = peak = 0
-    for change in changes:
-        now += change
-        peak = max(peak, now)
-    return peak
 
 
 def test_a_second_gradient_is_added_into_the_first_if_only_autograd_holds_that() -> None:

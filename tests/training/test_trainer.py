@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from training_runs import as_killed_at, losses, make_job, run_here, write_rows
 
 from advisor.errors import InputError, PlanError
@@ -67,8 +69,6 @@ def test_what_is_loaded_is_what_was_saved_and_is_counted(small_model: Path, meth
     fields = {"method": method} if method == "full" else {"method": method, "lora": {"rank": 8}}
     job = make_job(Path("unused"), small_model, Path("unused"), **fields)
     built = load_model(job.plan, str(small_model), "cpu")
-    from safetensors.torch import load_file
-
     saved = load_file(small_model / "model.safetensors")
     assert built.total_parameters == sum(tensor.numel() for tensor in saved.values())
     assert torch.equal(built.causal_lm.lm_head.weight, saved["lm_head.weight"])
@@ -242,3 +242,53 @@ def test_manifest_holds_the_plan(small_model: Path, rows: Path, tmp_path: Path) 
     run_here(job)
     manifest = json.loads((tmp_path / "checkpoints" / "checkpoint-1" / "manifest.json").read_text())
     assert manifest["facts"]["plan"]["micro_batch"] == 2
+
+
+@pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="inductor needs a compiler")
+@pytest.mark.filterwarnings("default")  # dynamo makes warnings while it looks at the libraries' code
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_compiled_layers_train_as_the_others(method: str, small_model: Path, rows: Path, tmp_path: Path) -> None:
+    found = []
+    for compiled in (False, True):
+        folder = tmp_path / str(compiled)
+        training = {"max_steps": 3, "compile": compiled, "learning_rate": 1e-2}
+        fields = {"dtype": "float32", "training": training}
+        if method != "full":
+            fields["lora"] = {"rank": 8}
+        run_here(make_job(folder, small_model, rows, method, **fields))
+        found.append([loss for _, loss, _ in losses(folder)])
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+def test_asked_to_stop_in_an_evaluation_it_saves_and_goes_on_to_the_end(
+    small_model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from advisor.training.interruption import Interruption
+    from advisor.training.session import Session
+    from advisor.training.trainer import PlanTrainer
+
+    interruption = Interruption(lambda _: None)
+    evaluate = PlanTrainer.prediction_step
+
+    def stop(*args: Any, **kwargs: Any) -> Any:
+        interruption.number = 15
+        return evaluate(*args, **kwargs)
+
+    job = make_job(tmp_path, small_model, rows, training={"max_steps": 2}, job={"save_steps": 99})
+    with monkeypatch.context() as patched:
+        patched.setattr(PlanTrainer, "prediction_step", stop)
+        session = Session(job, interruption)
+        session.run()
+    assert session.facts()["evaluation_loss"] is None
+    assert [one.step for one in complete_checkpoints(tmp_path / "checkpoints")] == [2]
+    assert not (tmp_path / "adapter_config.json").exists()
+    facts = run_here(replace(job, resume=True))
+    assert facts["evaluation_loss"] is not None
+    assert (tmp_path / "adapter_config.json").exists()
+    assert [step for step, _, _ in losses(tmp_path)] == [1, 2]
+    # Its figures are those of the whole run, and what it leaves is what was trained before it was stopped.
+    assert (facts["step"], facts["first_loss"]) == (2, losses(tmp_path)[0][1])
+    assert facts["tokens"] > 0
+    adapters = [load_file(path) for path in sorted(tmp_path.rglob("adapter_model.safetensors"))]
+    assert len(adapters) == 2
+    assert all(torch.equal(tensor, adapters[1][name]) for name, tensor in adapters[0].items())
