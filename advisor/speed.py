@@ -61,7 +61,9 @@ class Speed:
     """Seconds of an optimizer step by what they go to."""
 
     basis: str
-    """The efficiency that is assumed, and where it comes from."""
+    """The efficiency that is assumed, and where it comes from; or which probe measured it."""
+
+    measured: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ _SUBCOMMANDS = {
     "gpus": "Methods against every known GPU.",
     "merge": "A run's adapter into its base model, on the CPU.",
     "models": "Known models.",
+    "probe": "Measure one plan on this GPU: a few steps with random weights.",
     "train": "Train a plan, or go on with a run.",
     "trace": "Memory of one plan, from the installed code run without storage.",
 }
@@ -126,6 +127,10 @@ def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 )
 @click.option("--save-plan", type=click.Path(), default=None, help="Write the recommended plan to a TOML file.")
 @click.option("--html", type=click.Path(), default=None, help="Write a page of the answer, with a traced step.")
+@click.option("--probe/--no-probe", default=None, help="Measure it here: a few steps with random weights, no download.")
+@click.option("--find-batch", is_flag=True, help="With --probe: the largest micro-batch that runs, by trying.")
+@click.option("--find-seq-len", is_flag=True, help="With --probe: the longest sequence that runs, by trying.")
+@click.option("--as", "as_gpu", default=None, help="With --probe: stand in for a smaller GPU (t4).")
 @click.option("--launch", is_flag=True, help="Train what is recommended. All options below go with it.")
 @click.option("--data", default=None, help="A file or folder (JSONL, JSON, CSV, Parquet), or a data set's hub id.")
 @click.option("--out", type=click.Path(), default=None, help="The run folder.  [default: a new one under runs/]")
@@ -156,6 +161,7 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
     phi3-advise --gpu t4 --trace            proven by the installed code, in seconds
     phi3-advise --gpu t4 --html report.html a page to look at, and to show to others
     phi3-advise --recipe cookbook-full --gpu a100-40gb
+    phi3-advise --probe                     measured on this GPU, in a minute, without a download
     phi3-advise --launch --data train.jsonl --dry-run
     phi3-advise --launch --data train.jsonl   advise, check, train
     """
@@ -171,13 +177,29 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
             )
         return
     launch = {name: options.pop(name) for name in _LAUNCH_ONLY}
-    debug = options.pop("debug")
+    found = {name: options.pop(name) for name in _PROBE_ONLY}
+    debug, probe = options.pop("debug"), options.pop("probe")
     if options.pop("launch"):
         from advisor.cli.main import launch_advised
 
-        refused = [name for name in given if name in _NOT_LAUNCHED]
-        ctx.exit(launch_advised(**options, **launch, debug=debug, refused=tuple(map(_spelled, refused))))
-    stray = [name for name in given if name in _LAUNCH_ONLY]
+        refused = [name for name in given if name in (*_NOT_LAUNCHED, *_PROBE_ONLY)]
+        ctx.exit(launch_advised(**options, **launch, debug=debug, probe=probe, refused=tuple(map(_spelled, refused))))
+    if probe:
+        from advisor.cli.main import probe_advised
+        from advisor.cli.probe import Dryness
+
+        refused = [name for name in given if name in _NOT_LAUNCHED or name in set(_LAUNCH_ONLY) - _PROBED_DATA]
+        how = Dryness(
+            **{name: launch[name] for name in _PROBED_DATA},
+            find_batch=found["find_batch"],
+            find_seq_len=found["find_seq_len"],
+            as_json=options["as_json"],
+            debug=debug,
+        )
+        ctx.exit(probe_advised(**options, as_gpu=found["as_gpu"], how=how, refused=tuple(map(_spelled, refused))))
+    if stray := [name for name in given if name in _PROBE_ONLY]:
+        raise InputError(f"{', '.join(map(_spelled, stray))}: only a probe takes that.", hint="Add --probe.")
+    stray = [name for name in given if name in (*_LAUNCH_ONLY, "probe")]
     if stray:
         raise InputError(
             f"{', '.join(map(_spelled, stray))}: only a run takes that.",
@@ -192,12 +214,15 @@ _LAUNCH_ONLY = (
     *("data", "out", "dry_run", "yes", "fallback", "epochs", "max_steps", "learning_rate", "packing", "compiled"),
     *("seed", "resume", "skip_bad_rows", "report_to", "trust_remote_code"),
 )
+_PROBE_ONLY = ("find_batch", "find_seq_len", "as_gpu")
+_PROBED_DATA = frozenset({"data", "skip_bad_rows", "trust_remote_code"})
 _NOT_LAUNCHED = ("gpu", "vram", "free", "tokens", "trace", "recipe", "html")
 
 
 def _spelled(name: str) -> str:
     """A parameter as it is typed."""
-    return "--" + {"as_json": "json", "compiled": "compile"}.get(name, name).replace("_", "-")
+    spelled = {"as_json": "json", "compiled": "compile", "as_gpu": "as", "probe": "no-probe"}
+    return "--" + spelled.get(name, name).replace("_", "-")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

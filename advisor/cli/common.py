@@ -62,6 +62,15 @@ def detect_gpu(device: str | None) -> Gpu | None:
         InputError: no device is called that, or a number that is not there.
         EnvironmentLacksError: there is none of the kind that was asked for.
     """
+    found = _find_device(device)
+    if found is None:
+        return None
+    from advisor.probe.results import calibrated
+
+    return calibrated(found)
+
+
+def _find_device(device: str | None) -> Gpu | None:
     from advisor.hardware import choose, detect, read_cpu
 
     if device is not None and device.strip().lower() == "cpu":

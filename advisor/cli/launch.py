@@ -36,6 +36,7 @@ class Conduct:
     as_json: bool = False
     debug: bool = False
     save_plan: str | None = None
+    probe: bool = True
 
 
 def conduct(resolve: Resolve, how: Conduct) -> int:
@@ -88,12 +89,12 @@ def _smaller(launch: Launch, console: Console) -> Launch:
 
 
 def _probe(launch: Launch, how: Conduct) -> Probed | None:
-    from advisor.launch import probing
+    from advisor.launch.probing import probe_launch
 
-    if probing.probe is None or launch.job.resume:
+    if not how.probe or launch.job.resume:
         return None
     with progress_line(how.debug, "Probing") as progress:
-        return probing.probe(launch, progress)
+        return probe_launch(launch, progress)
 
 
 def _may_start(launch: Launch, holds: bool, how: Conduct) -> bool:

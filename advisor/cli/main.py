@@ -16,6 +16,8 @@ from advisor.profiles import find_model, profile_of
 from advisor.units import parse_count
 
 if TYPE_CHECKING:  # the fast answer imports no more than it uses
+    from advisor.cli.probe import Dryness
+    from advisor.profiles import ModelSource
     from advisor.traced import TracedPlan
 
 
@@ -69,7 +71,7 @@ def answer(
     source = find_model(DEFAULT_MODEL if model is None else model)
     profile = profile_of(source)
     target = find_gpu(gpu=gpu, vram=vram, free=free, device=device)
-    advice = advise(profile, target, request, host=_host(target))
+    advice = _with_what_was_measured(advise(profile, target, request, host=_host(target)), source)
     traced: Mapping[Method, TracedPlan] = {}
     if trace:
         from advisor.shortlist import trace_shortlist
@@ -117,6 +119,7 @@ def launch_advised(
     report_to: tuple[str, ...],
     trust_remote_code: bool,
     debug: bool,
+    probe: bool | None,
     refused: tuple[str, ...],
     **_: object,
 ) -> int:
@@ -129,7 +132,15 @@ def launch_advised(
             why="A run trains what this machine's device can hold, and not what another could.",
             hint="Leave them out; to plan for another machine, leave --launch out and add --save-plan plan.toml.",
         )
-    how = Conduct(dry_run=dry_run, yes=yes, fallback=fallback, as_json=as_json, debug=debug, save_plan=save_plan)
+    how = Conduct(
+        dry_run=dry_run,
+        yes=yes,
+        fallback=fallback,
+        as_json=as_json,
+        debug=debug,
+        save_plan=save_plan,
+        probe=probe is not False,
+    )
     if resume:
         return conduct(resumed(out, device, data, hyperparameters(epochs=epochs, max_steps=max_steps)), how)
     if data is None:
@@ -160,6 +171,46 @@ def launch_advised(
     return conduct(resolve, how)
 
 
+def probe_advised(
+    *,
+    model: str | None,
+    device: str | None,
+    method: Method | None,
+    seq_len: str | None,
+    effective_batch: int | None,
+    lora_rank: int | None,
+    target_modules: str | None,
+    prefer: Prefer | None,
+    save_plan: str | None,
+    as_json: bool,
+    as_gpu: str | None,
+    how: Dryness,
+    refused: tuple[str, ...],
+    **_: object,
+) -> int:
+    """Measures what is recommended for this machine's device; returns the exit code."""
+    from advisor.cli.probe import find_device, run_probe
+
+    if refused:
+        raise InputError(
+            f"{', '.join(refused)} and --probe contradict each other.",
+            why="A probe measures what this machine's device does, and not what another would.",
+            hint="Leave them out. To rehearse a smaller GPU on this one: --as t4",
+        )
+    length = _seq_len(seq_len)
+    request = _request(length, effective_batch, lora_rank, target_modules, prefer, method, None)
+    gpu, imitation = find_device(device, as_gpu)
+    target = gpu if imitation is None else imitation.gpu
+    source = find_model(DEFAULT_MODEL if model is None else model)
+    advice = advise(profile_of(source), target, request, host=_host(target))
+    if save_plan is not None:
+        _save(advice, save_plan)
+    if advice.recommended is None:
+        _show(advice, as_json)
+        return 1
+    return run_probe(advice.choice.plan, source, gpu, imitation, how)
+
+
 def _request(
     seq_len: int | None,
     effective_batch: int | None,
@@ -178,6 +229,15 @@ def _request(
         tokens=parse_count(tokens) if tokens is not None else None,
         method=method,
     )
+
+
+def _with_what_was_measured(advice: Advice, source: ModelSource) -> Advice:
+    """With the speeds that probes measured on this machine."""
+    if not advice.gpu.detected:
+        return advice
+    from advisor.probe.advice import with_measured_speeds
+
+    return with_measured_speeds(advice, source.config)
 
 
 def _seq_len(text: str | None) -> int | None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Go on with the run in --out from its last checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Show everything that would be started, and stop.")
 @click.option("--yes", is_flag=True, help="Ask nothing.")
+@click.option("--no-probe", is_flag=True, help="Train without the dry run before it.")
 @click.option("--fallback", is_flag=True, help="If memory runs out, start again with the next smaller plan.")
 @click.option("--skip-bad-rows", is_flag=True, help="Leave out rows that cannot be used, and count them.")
 @click.option("--report-to", multiple=True, help="tensorboard, wandb or trackio; may be given again.")
@@ -48,6 +49,7 @@ def command(
     resume: bool,
     dry_run: bool,
     yes: bool,
+    no_probe: bool,
     fallback: bool,
     skip_bad_rows: bool,
     report_to: tuple[str, ...],
@@ -64,7 +66,7 @@ def command(
     """
     from advisor.cli.launch import Conduct, conduct, hyperparameters, require_device, resumed
 
-    how = Conduct(dry_run=dry_run, yes=yes, fallback=fallback, as_json=as_json, debug=debug)
+    how = Conduct(dry_run=dry_run, yes=yes, fallback=fallback, as_json=as_json, debug=debug, probe=not no_probe)
     length = hyperparameters(epochs=epochs, max_steps=max_steps)
     rest = hyperparameters(learning_rate=learning_rate, seed=seed)
     if resume:

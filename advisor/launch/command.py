@@ -53,7 +53,7 @@ def training_command(job: Job, gpu: Gpu) -> Command:
         MODULE,
         os.path.join(job.out, JOB_FILE),
     )
-    return Command(words=words, environment=_environment(gpu))
+    return Command(words=words, environment=training_environment(gpu))
 
 
 def accelerate_config(plan: Plan, gpu: Gpu) -> str:
@@ -85,7 +85,8 @@ def _accelerate() -> tuple[str, ...]:
     return sys.executable, "-m", "accelerate.commands.accelerate_cli"
 
 
-def _environment(gpu: Gpu) -> dict[str, str]:
+def training_environment(gpu: Gpu) -> dict[str, str]:
+    """What the training process has beside this one's variables; a dry run has the same."""
     added = {
         # Reserved memory is predicted for expandable segments.
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",
@@ -133,4 +134,12 @@ def _cores() -> int:
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
 
 
-__all__ = ["CONFIG_FILE", "JOB_FILE", "Command", "accelerate_config", "torch_device", "training_command"]
+__all__ = [
+    "CONFIG_FILE",
+    "JOB_FILE",
+    "Command",
+    "accelerate_config",
+    "torch_device",
+    "training_command",
+    "training_environment",
+]

@@ -1,12 +1,23 @@
-"""Where the dry run on the device hooks in: after the preflight, before the training."""
+"""The dry run on the device: after the preflight, before the training; smaller plans until one holds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+from advisor.launch.attempt import next_plan
 from advisor.launch.resolve import Launch, Progress
 from advisor.launch.stepdown import StepDown
+from advisor.plan import Plan
+
+if TYPE_CHECKING:
+    from advisor.probe.measurement import Measurement
+
+MOST_PROBES = 10
+"""A plan that does not hold after so many steps down is no plan for this device."""
+
+Measure = Callable[[Plan, Progress], "Measurement"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +40,68 @@ class Probed:
     message: str = ""
 
 
-Probe = Callable[[Launch, Progress], Probed]
+def probe_launch(launch: Launch, progress: Progress, *, measure: Measure | None = None) -> Probed:
+    """Probes a run's plan; while its peak is over what is free, the next smaller one's.
 
-probe: Probe | None = None
-"""The dry run; None where there is none: the run then starts unmeasured, and says so."""
+    Args:
+        launch: what would be trained.
+        progress: called with the name of what begins.
+        measure: measures one plan; by default a probe of its own.
+
+    Raises:
+        RunFailedError: a probe failed for another reason than memory.
+    """
+    from advisor.probe.find import failure
+
+    run = measure or _measure_for(launch)
+    steps: list[StepDown] = []
+    while True:
+        found = run(launch.job.plan, progress)
+        if found.outcome not in ("ran", "out_of_memory"):
+            error = failure(found)
+            error.hint = f"{error.hint} To train without a dry run: --no-probe".strip()
+            raise error
+        probed = _probed(launch, found, tuple(steps))
+        step = None if probed.holds or len(steps) + 1 >= MOST_PROBES else next_plan(launch)
+        if step is None:
+            return probed
+        steps.append(step)
+        progress(f"out of memory; next: {step.change}")
+        launch = launch.with_plan(step.plan)
 
 
-__all__ = ["Probe", "Probed", "probe"]
+def _measure_for(launch: Launch) -> Measure:
+    from advisor.probe.measure import Subject, measure
+
+    longest = launch.data.lengths[-1] if launch.data is not None and launch.data.lengths else None
+    subject = Subject(model=launch.model, gpu=launch.gpu, longest=longest)
+    return lambda plan, progress: measure(plan, subject, progress)
+
+
+def _probed(launch: Launch, found: Measurement, steps: tuple[StepDown, ...]) -> Probed:
+    holds = found.outcome == "ran"
+    job = replace(launch.job, probed_reserved_bytes=found.reserved_bytes if holds else None)
+    return Probed(
+        launch=replace(launch, job=job),
+        holds=holds,
+        reserved_bytes=found.reserved_bytes,
+        allocated_bytes=found.allocated_bytes,
+        step_seconds=found.seconds_per_step,
+        tokens_per_second=found.tokens_per_second,
+        steps_down=steps,
+        message=_said(found),
+    )
+
+
+def _said(found: Measurement) -> str:
+    """Speed where it ran; where and why it did not otherwise."""
+    from advisor.units import duration
+
+    if found.outcome == "ran":
+        seconds, rate = found.seconds_per_step, found.tokens_per_second
+        return f"{duration(seconds)} a step, {rate:,.0f} tokens/s." if seconds and rate else ""
+    where = f"Out of memory during {found.failed_at}. " if found.failed_at else "Out of memory. "
+    return f"{where}{found.message}".strip()
+
+
+__all__ = ["Probed", "probe_launch"]

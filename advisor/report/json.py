@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # the fast answer imports no more than it uses
     from advisor.launch.resolve import Launch
     from advisor.memory.estimate import Memory
     from advisor.memory.ledger import Entry
+    from advisor.probe.answer import ProbeAnswer
+    from advisor.probe.find import Found
     from advisor.profiles import ModelProfile
     from advisor.recipes import RecipeAnswer
     from advisor.speed import Speed
@@ -65,6 +67,7 @@ def speed_object(speed: Speed | None, run_seconds: float | None = None) -> dict[
         "run_seconds": run_seconds,
         "parts": dict(speed.parts),
         "basis": speed.basis,
+        "measured": speed.measured,
     }
 
 
@@ -213,6 +216,93 @@ def _survival_object(survival: Survival) -> dict[str, Any]:
             "left_bytes": survival.left_bytes,
         }
     return {"room_bytes": survival.room_bytes, "released_bytes": survival.released_bytes, "out_of_memory": failed}
+
+
+def probe_object(answer: ProbeAnswer) -> dict[str, Any]:
+    """One plan by probe: what was measured beside what every tier predicted; null is unknown."""
+    found = answer.measurement
+    return {
+        "schema": SCHEMA,
+        "tier": "probe",
+        "plan": plan_to_fields(answer.plan),
+        "parameters": _probed_parameters(answer),
+        "memory": _probed_memory(answer),
+        "gpu": gpu_object(answer.gpu),
+        "as": answer.imitation.name if answer.imitation is not None else None,
+        "not_imitated": list(answer.imitation.not_imitated) if answer.imitation is not None else [],
+        "fits": answer.fits,
+        "reason": answer.reason,
+        "speed": _measured_speed(answer),
+        "measured": {
+            "outcome": found.outcome,
+            "failed_at": found.failed_at,
+            "message": found.message,
+            "meter": found.meter,
+            "steps": found.steps,
+            "step_allocated_bytes": found.step_allocated_bytes,
+            "step_reserved_bytes": found.step_reserved_bytes,
+            "driver_bytes": found.driver_bytes,
+            "context_bytes": found.context_bytes,
+            "host_peak_bytes": found.host_peak_bytes,
+            "seconds": found.seconds,
+            "released": found.released,
+            "date": found.date,
+            "versions": dict(found.versions),
+        },
+        "predicted": [{"tier": one.tier, "memory": memory_object(one.memory)} for one in answer.predictions],
+        "found": _found_object(answer.found),
+        "warnings": list(answer.warnings),
+    }
+
+
+def _probed_parameters(answer: ProbeAnswer) -> dict[str, int] | None:
+    found = answer.measurement
+    if found.total_parameters is None or found.trainable_parameters is None:
+        return None
+    return {"total": found.total_parameters, "trainable": found.trainable_parameters}
+
+
+def _probed_memory(answer: ProbeAnswer) -> dict[str, Any] | None:
+    """As every tier has it; a measurement knows no components, and the device's other users are not in it."""
+    found = answer.measurement
+    if found.allocated_bytes is None or found.reserved_bytes is None:
+        return None
+    return {
+        "allocated_bytes": found.allocated_bytes,
+        "reserved_bytes": found.reserved_bytes,
+        "context_bytes": answer.context_bytes,
+        "total_bytes": found.reserved_bytes + answer.context_bytes,
+        "host_bytes": None,
+        "at": found.at,
+        "components": None,
+        "moments": dict(found.moments),
+    }
+
+
+def _measured_speed(answer: ProbeAnswer) -> dict[str, Any] | None:
+    from advisor.probe.advice import measured_speed
+
+    return speed_object(measured_speed(answer.measurement))
+
+
+def _found_object(found: Found | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "field": found.field,
+        "largest": found.largest,
+        "estimated": found.estimated,
+        "limit": found.limit,
+        "tries": [
+            {
+                "value": one.value,
+                "outcome": one.measurement.outcome,
+                "allocated_bytes": one.measurement.allocated_bytes,
+                "reserved_bytes": one.measurement.reserved_bytes,
+            }
+            for one in found.tries
+        ],
+    }
 
 
 def launch_object(launch: Launch, probed: Probed | None, attempts: list[Attempt]) -> dict[str, Any]:

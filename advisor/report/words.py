@@ -128,9 +128,13 @@ def speed_words(part: MethodAdvice) -> str:
 
 def basis_of(advice: Advice) -> str:
     """What the numbers rest on."""
-    basis = next((part.speed.basis for part in advice.methods if part.speed), None)
-    said = f"{_tiers(advice.methods)} Nothing was measured on this GPU."
-    return f"{said} Speed assumes {basis}." if basis else said
+    speeds = [part.speed for part in advice.methods if part.speed]
+    basis = next((speed.basis for speed in speeds if not speed.measured), None)
+    measured = next((speed.basis for speed in speeds if speed.measured), None)
+    said = _tiers(advice.methods)
+    said += f" Measured: speed, by {measured}." if measured else " Nothing was measured on this GPU."
+    rest = "Other speeds assume" if measured else "Speed assumes"
+    return f"{said} {rest} {basis}." if basis else said
 
 
 def _tiers(parts: Sequence[MethodAdvice]) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # this screen loads no more of the rest than its own values d
     from advisor.launch.stepdown import StepDown
 
 _LONGEST_EXAMPLE = 1500
-_NOT_PROBED = "not probed: this version has no dry run on the device yet"
+_NOT_PROBED = "not probed"
 
 
 def render_launch(launch: Launch, console: Console) -> None:

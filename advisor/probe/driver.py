@@ -1,0 +1,91 @@
+"""What the driver says of a GPU and of one process on it: NVML, asked by the GPU's UUID. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from advisor.hardware.query import ask, attempt
+
+RELEASE_SECONDS = 10.0
+"""How long a driver may take to let go of a process that has ended."""
+
+
+class DriverView:
+    """One GPU as NVML sees it. Whatever it does not answer is None.
+
+    Args:
+        uuid: the GPU's, with its prefix; None sees nothing.
+    """
+
+    def __init__(self, uuid: str | None) -> None:
+        self._uuid = uuid
+
+    def used_bytes(self) -> int | None:
+        """What all processes together hold."""
+        with self._device() as found:
+            if found is None:
+                return None
+            nvml, device = found
+            memory = ask(nvml, "nvmlDeviceGetMemoryInfo", device)
+            return int(memory.used) if memory is not None else None
+
+    def process_bytes(self) -> dict[int, int | None] | None:
+        """What each process holds, by its id; in a container the ids may be another namespace's."""
+        with self._device() as found:
+            if found is None:
+                return None
+            nvml, device = found
+            listed = ask(nvml, "nvmlDeviceGetComputeRunningProcesses", device)
+            return None if listed is None else {one.pid: one.usedGpuMemory for one in listed}
+
+    def is_released(self, process: int) -> bool | None:
+        """Whether a process that has ended is off the GPU, after as long as a driver may take for that."""
+        until = time.monotonic() + RELEASE_SECONDS
+        while (listed := self.process_bytes()) is not None:
+            if process not in listed:
+                return True
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)
+        return None
+
+    @contextmanager
+    def _device(self) -> Iterator[tuple[Any, Any] | None]:
+        nvml = attempt(import_module, "pynvml")[0] if self._uuid else None
+        if nvml is None or attempt(nvml.nvmlInit)[1] is not None:
+            yield None
+            return
+        try:
+            device = ask(nvml, "nvmlDeviceGetHandleByUUID", self._uuid)
+            yield None if device is None else (nvml, device)
+        finally:
+            ask(nvml, "nvmlShutdown")
+
+
+class OwnShare:
+    """What this process holds of a GPU: by its own id, or by what was there before it came.
+
+    In a container the driver's list may know this process by no id of ours; then the difference is what it took,
+    as long as no other process changed its own.
+    """
+
+    def __init__(self, uuid: str | None) -> None:
+        self._view = DriverView(uuid)
+        self._before = self._view.used_bytes()
+
+    def held_bytes(self) -> int | None:
+        """Now."""
+        listed = self._view.process_bytes() or {}
+        own = listed.get(os.getpid())
+        if own is not None:
+            return own
+        now = self._view.used_bytes()
+        return None if now is None or self._before is None else max(0, now - self._before)
+
+
+__all__ = ["DriverView", "OwnShare"]
