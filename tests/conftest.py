@@ -6,13 +6,26 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 _STUB = Path(__file__).parent / "nvml_stub" / "nvml_stub.c"
 _READ_BY_DETECTION = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What probes measured on this machine stays out of the tests, and theirs out of it."""
+    folder = tmp_path_factory.mktemp("state")
+    before = os.environ.get("PHI3_ADVISE_STATE")
+    os.environ["PHI3_ADVISE_STATE"] = str(folder)
+    yield
+    if before is None:
+        del os.environ["PHI3_ADVISE_STATE"]
+    else:
+        os.environ["PHI3_ADVISE_STATE"] = before
 
 
 @pytest.fixture(scope="session")

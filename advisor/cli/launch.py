@@ -89,12 +89,13 @@ def _smaller(launch: Launch, console: Console) -> Launch:
 
 
 def _probe(launch: Launch, how: Conduct) -> Probed | None:
-    from advisor.launch.probing import probe_launch
+    """The dry run; a plan that was given as it stands is made smaller only where --fallback says so."""
+    from advisor.launch.probing import is_hopeless, probe_launch
 
-    if not how.probe or launch.job.resume:
+    if not how.probe or launch.job.resume or is_hopeless(launch):
         return None
     with progress_line(how.debug, "Probing") as progress:
-        return probe_launch(launch, progress)
+        return probe_launch(launch, progress, steps_down=how.fallback or launch.advice is not None)
 
 
 def _may_start(launch: Launch, holds: bool, how: Conduct) -> bool:

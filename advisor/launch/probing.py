@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 MOST_PROBES = 10
 """A plan that does not hold after so many steps down is no plan for this device."""
 
+HOPELESS = 1.5
+"""A plan that needs so many times what there is, by the estimate, is not run to find out; assumed."""
+
 Measure = Callable[[Plan, Progress], "Measurement"]
 
 
@@ -40,12 +43,20 @@ class Probed:
     message: str = ""
 
 
-def probe_launch(launch: Launch, progress: Progress, *, measure: Measure | None = None) -> Probed:
+def is_hopeless(launch: Launch) -> bool:
+    """Whether a probe could only confirm what the estimate says."""
+    return launch.fit is not None and launch.fit.needed_bytes > HOPELESS * launch.fit.total_bytes
+
+
+def probe_launch(
+    launch: Launch, progress: Progress, *, steps_down: bool = True, measure: Measure | None = None
+) -> Probed:
     """Probes a run's plan; while its peak is over what is free, the next smaller one's.
 
     Args:
         launch: what would be trained.
         progress: called with the name of what begins.
+        steps_down: whether a smaller plan may be taken.
         measure: measures one plan; by default a probe of its own.
 
     Raises:
@@ -62,7 +73,9 @@ def probe_launch(launch: Launch, progress: Progress, *, measure: Measure | None 
             error.hint = f"{error.hint} To train without a dry run: --no-probe".strip()
             raise error
         probed = _probed(launch, found, tuple(steps))
-        step = None if probed.holds or len(steps) + 1 >= MOST_PROBES else next_plan(launch)
+        if probed.holds or not steps_down or len(steps) + 1 >= MOST_PROBES:
+            return probed
+        step = next_plan(launch)
         if step is None:
             return probed
         steps.append(step)
@@ -104,4 +117,4 @@ def _said(found: Measurement) -> str:
     return f"{where}{found.message}".strip()
 
 
-__all__ = ["Probed", "probe_launch"]
+__all__ = ["Probed", "is_hopeless", "probe_launch"]

@@ -75,7 +75,8 @@ def probe_here(request: ProbeRequest, folder: str, share: OwnShare, tell: Stage)
         import traceback
 
         traceback.print_exc()
-        verdict = _verdict(error, tell.moment)
+        phase = run.phase if run is not None else ""
+        verdict = _verdict(error, f"{tell.moment}, {phase}" if phase not in ("", tell.moment) else tell.moment)
     facts = {**(run.facts() if run is not None else {}), **_process_facts(share), **verdict}
     facts["notes"] = tuple(facts.get("notes", ()))
     return _held_against_cap(Measurement(plan=request.plan, **facts), request)

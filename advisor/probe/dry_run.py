@@ -101,7 +101,11 @@ class DryRun:
         self._clock: StepClock | None = None
         self._facts: dict[str, Any] = {}
         self._notes: list[str] = []
-        self._moment = "loading"
+        if request.plan.hold_outputs:
+            self._notes.append(
+                "hold_outputs is another loop's: this training lets go of its outputs, and was measured so."
+            )
+        self._trainer: MeteredTrainer | None = None
 
     def facts(self) -> dict[str, Any]:
         """The fields of a Measurement that the run knows."""
@@ -123,6 +127,11 @@ class DryRun:
             "steps": len(self._clock.timings) if self._clock is not None else 0,
             "notes": self._notes,
         }
+
+    @property
+    def phase(self) -> str:
+        """The moment of a step that it is in; empty outside steps."""
+        return self._trainer.phase if self._trainer is not None else ""
 
     @property
     def _untimed(self) -> int:
@@ -162,7 +171,7 @@ class DryRun:
         gc.collect()
         empty_cache(device)
         with Metrics(self._folder / METRICS) as metrics:
-            trainer = self._trainer(built, arguments, metrics, device)
+            self._trainer = trainer = self._make_trainer(built, arguments, metrics, device)
             trainer.train()
             if request.saves:
                 self._save(trainer, built)
@@ -173,7 +182,9 @@ class DryRun:
         longest = self._request.longest
         return self._plan.seq_len if longest is None or self._plan.packing else min(longest, self._plan.seq_len)
 
-    def _trainer(self, built: BuiltModel, arguments: Any, metrics: Metrics, device: torch.device) -> MeteredTrainer:
+    def _make_trainer(
+        self, built: BuiltModel, arguments: Any, metrics: Metrics, device: torch.device
+    ) -> MeteredTrainer:
         plan, clock = self._plan, self._clock
         assert self._meter is not None
         assert clock is not None

@@ -116,6 +116,11 @@ class MeteredTrainer(PlanTrainer):
         self._watch(built)
         self._wrap_backward()
 
+    @property
+    def phase(self) -> str:
+        """The moment that it is in; empty before the first."""
+        return self._phase
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """A step begins."""
         step = self.state.global_step + 1

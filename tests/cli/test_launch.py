@@ -78,6 +78,7 @@ def test_one_command_goes_from_nothing_to_an_adapter(small_model: Path, tmp_path
     # Short samples: two or more of them go into a row.
     assert answer["plan"]["packing"]
     assert answer["plan"]["seq_len"] % 64 == 0
+    assert answer["probed"]["holds"]
     assert answer["result"]["outcome"] == "finished"
     assert answer["result"]["step"] == 2
     for name in ("adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "README.md", "metrics.jsonl"):
@@ -87,7 +88,15 @@ def test_one_command_goes_from_nothing_to_an_adapter(small_model: Path, tmp_path
         if path.is_file():
             assert b"very_secret" not in path.read_bytes(), path
     # What a person reads is on stderr, and says where everything is.
-    for part in ("First example", "Fits.", "step 1/2", "step 2/2", "Trained: 2 steps", "AutoPeftModelForCausalLM"):
+    for part in (
+        "First example",
+        "Fits.",
+        "Probe: it holds",
+        "step 1/2",
+        "step 2/2",
+        "Trained: 2 steps",
+        "AutoPeftModelForCausalLM",
+    ):
         assert part in done.stderr, part
     run("train", "--resume", "--out", out, "--device", "cpu", code=2)
     run(*words, "--out", out, code=2)
@@ -96,7 +105,8 @@ def test_one_command_goes_from_nothing_to_an_adapter(small_model: Path, tmp_path
 def test_a_dry_run_shows_everything_and_writes_nothing(small_model: Path, tmp_path: Path) -> None:
     out, saved = tmp_path / "run", tmp_path / "saved.toml"
     words = ["--launch", "--data", DATA, "--model", small_model, "--device", "cpu", "--method", "lora"]
-    done = run(*words, "--no-packing", "--seq-len", 96, "--out", out, "--dry-run", "--save-plan", saved)
+    words += ["--no-packing", "--no-probe", "--seq-len", 96]
+    done = run(*words, "--out", out, "--dry-run", "--save-plan", saved)
     assert not out.exists()
     plan = load_plan(str(saved))
     assert (plan.seq_len, plan.packing, plan.padding) == (96, False, "longest")
@@ -111,7 +121,7 @@ def test_a_dry_run_shows_everything_and_writes_nothing(small_model: Path, tmp_pa
 
 def test_a_run_that_is_terminated_saves_and_is_resumed(small_model: Path, tmp_path: Path) -> None:
     out, plan = tmp_path / "run", write_plan(tmp_path, small_model, 2)
-    words = ["train", "--plan", plan, "--data", DATA, "--device", "cpu", "--max-steps", 60, "--out", out]
+    words = ["train", "--plan", plan, "--data", DATA, "--device", "cpu", "--max-steps", 60, "--out", out, "--no-probe"]
     parent = subprocess.Popen(
         [sys.executable, "-m", "advisor", *map(str, words)],
         stdin=subprocess.DEVNULL,
@@ -145,7 +155,7 @@ def test_memory_that_runs_out_is_followed_by_the_next_plan(small_model: Path, tm
     rows.write_text(json.dumps({"prompt": "word " * 30, "completion": "word " * 60}) + "\n")
     rows.write_text(rows.read_text() * 128)
     words = ["train", "--plan", plan, "--data", rows, "--device", "cpu", "--max-steps", 1, "--out", out]
-    done = run(*words, "--fallback", "--json", program=("-c", LIMITED))
+    done = run(*words, "--no-probe", "--fallback", "--json", program=("-c", LIMITED))
     assert "Out of memory at step 1" in done.stderr
     assert "Taken instead: micro-batch 64 × accumulation 2 in place of 128 × 1" in " ".join(done.stderr.split())
     answer = json.loads(done.stdout)
@@ -188,5 +198,5 @@ def test_a_plan_that_does_not_fit_is_not_tried_where_nobody_can_be_asked(small_m
     done = run(*words, code=1)
     assert "does not fit" in done.stderr
     assert not (tmp_path / "run").exists()
-    done = run(*words, "--fallback", "--dry-run")
+    done = run(*words, "--fallback", "--dry-run", "--no-probe")
     assert "It does not fit. Taken instead: micro-batch" in " ".join(done.stdout.split())
