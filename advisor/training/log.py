@@ -26,11 +26,15 @@ def log_to_file(folder: Path) -> None:
 
 def quiet_libraries() -> None:
     """The libraries' own handlers and bars give way to the log and to our progress."""
-    import datasets
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()
     transformers_logging.disable_progress_bar()
+    try:
+        import datasets
+    except ImportError:
+        # A dry run makes its own rows and needs none.
+        return
     datasets.utils.logging.enable_propagation()
     datasets.disable_progress_bars()

@@ -8,15 +8,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 
-from campaign.grid import Case
-from campaign.order import STEPS, plan_of
-
 from advisor.errors import AdvisorError
 from advisor.hardware import Gpu
 from advisor.memory.attention import choose_kernel
 from advisor.memory.estimate import estimate
 from advisor.memory.trace import Trace, hardware_of, trace
 from advisor.profiles import find_model, profile_of
+from campaign.grid import Case
+from campaign.order import STEPS, plan_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +46,7 @@ def predict(case: Case, gpu: Gpu) -> Predicted:
     warnings.simplefilter("ignore")
     said: dict[str, Prediction] = {}
     refused = []
-    for tier, ask in (("estimate", _by_estimate), ("trace", _by_trace)):
+    for tier, ask in (("estimate", by_estimate), ("trace", by_trace)):
         try:
             said[tier] = ask(case, gpu)
         except AdvisorError as error:
@@ -65,7 +64,12 @@ def predict_all(cases: Iterable[Case], gpu: Gpu, *, workers: int) -> dict[str, P
         return {waiting[future]: future.result() for future in as_completed(waiting)}
 
 
-def _by_estimate(case: Case, gpu: Gpu) -> Prediction:
+def by_estimate(case: Case, gpu: Gpu) -> Prediction:
+    """The closed form, where the case leaves attention to the kernel that it counts.
+
+    Raises:
+        AdvisorError: the closed form does not know the plan, or the kernel is another one.
+    """
     plan, model = plan_of(case), find_model(case.fields["model"])
     arch = profile_of(model).architecture
     kernel, _ = choose_kernel(plan, arch, capability=gpu.capability, backend=gpu.backend)
@@ -81,7 +85,8 @@ def _by_estimate(case: Case, gpu: Gpu) -> Prediction:
     )
 
 
-def _by_trace(case: Case, gpu: Gpu) -> Prediction:
+def by_trace(case: Case, gpu: Gpu) -> Prediction:
+    """The trace, with the attention kernels that the case allows."""
     traced = trace_case(case, gpu)
     reserved = traced.reserved_bytes if gpu.backend == "cpu" else traced.reserved_expandable_bytes
     return Prediction(

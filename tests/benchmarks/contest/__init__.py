@@ -1,0 +1,1 @@
+"""Trainers that are compared."""
