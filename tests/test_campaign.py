@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gpu_campaign
+import psutil
 import pytest
-from advisor.probe.measurement import Measurement, Outcome
 from campaign.accuracy import errors, report, truth_at, verdicts
 from campaign.grid import case_of, grid
 from campaign.order import Skipped, Turn, covered, needs_own_process, plan_of, turns
@@ -31,10 +35,14 @@ from small_model import small_config
 
 from advisor.errors import AdvisorError, InputError
 from advisor.hardware import Gpu, read_cpu, what_if
+from advisor.plan import LoraSettings
+from advisor.probe.measurement import Measurement, Outcome
 from advisor.profiles import load_gpu
 from advisor.units import GIB, MIB
 
 H100 = what_if(load_gpu("h100"))
+_PATHS = (Path(__file__).parent, Path(__file__).parent / "benchmarks", Path(__file__).parents[1])
+
 LORA, QLORA = "lora mini-4k 2×1024", "qlora mini-4k 2×1024"
 
 
@@ -61,7 +69,7 @@ def test_the_grid_has_what_a_campaign_has_to_measure() -> None:
 
 @pytest.mark.parametrize("line", ["lora mini-4k 2x1024", "lora mini 2×1024", "lora mini-4k 2×1024 fast", ""])
 def test_a_line_that_means_nothing_is_refused(line: str) -> None:
-    with pytest.raises(ValueError, match="grid|values to unpack"):
+    with pytest.raises(ValueError, match=r"grid|values to unpack"):
         case_of(line)
 
 
@@ -249,15 +257,21 @@ def test_the_closed_form_says_nothing_of_a_kernel_that_torch_would_not_choose() 
     case = case_of("lora mini-128k 2×2048 efficient")
     with pytest.raises(AdvisorError, match="cudnn"):
         by_estimate(case, H100)
-    assert by_estimate(case_of("lora mini-128k 2×2048 padded efficient"), H100).step_bytes > 0
-    assert by_estimate(case_of("lora mini-128k 2×2048 flash"), what_if(load_gpu("a100-80gb"))).step_bytes > 0
+    a100 = what_if(load_gpu("a100-80gb"))
+    assert by_estimate(case_of("lora mini-128k 2×2048 padded efficient"), a100).step_bytes > 0
+    assert by_estimate(case_of("lora mini-128k 2×2048 flash"), a100).step_bytes > 0
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def workers() -> Iterator[Workers]:
-    made = Workers(Setup(gpu=replace(read_cpu(), free_bytes=None), device="cpu", expandable=True))
+    made = small_workers()
     yield made
     made.end()
+
+
+def small_workers() -> Workers:
+    """Measure on the CPU."""
+    return Workers(Setup(gpu=replace(read_cpu(), free_bytes=None), device="cpu", expandable=True))
 
 
 def small_turn(folder: Path, line: str, **fields: Any) -> Turn:
@@ -273,6 +287,7 @@ def peaks(workers: Workers, turn: Turn) -> Mapping[str, int]:
     return found.measurement.moments
 
 
+@pytest.mark.xdist_group("campaign")
 def test_a_plan_is_measured_the_same_after_another_as_in_a_process_of_its_own(workers: Workers, tmp_path: Path) -> None:
     # Autocast is what one training leaves for the next in the environment, and accelerate in its state.
     mixed = small_turn(tmp_path, "lora mini-4k 2×1024")
@@ -285,6 +300,7 @@ def test_a_plan_is_measured_the_same_after_another_as_in_a_process_of_its_own(wo
     assert peaks(workers, mixed) == after[0]
 
 
+@pytest.mark.xdist_group("campaign")
 def test_a_measurement_that_takes_too_long_is_stopped_and_the_next_one_runs(workers: Workers, tmp_path: Path) -> None:
     turn = small_turn(tmp_path, "lora mini-4k 2×1024")
     stopped = workers.measure(turn, longest_seconds=0.2)
@@ -293,9 +309,11 @@ def test_a_measurement_that_takes_too_long_is_stopped_and_the_next_one_runs(work
     assert workers.measure(turn).measurement.outcome == "ran"
 
 
+@pytest.mark.xdist_group("campaign")
 def test_a_plan_that_fails_is_a_record_with_its_reason(workers: Workers, tmp_path: Path) -> None:
-    turn = small_turn(tmp_path, "lora mini-4k 2×1024", lora={"rank": 16, "target_modules": ["no_such_module"]})
-    found = workers.measure(turn)
+    turn = small_turn(tmp_path, "lora mini-4k 2×1024")
+    lora = LoraSettings(target_modules=("no_such_module",))
+    found = workers.measure(replace(turn, plan=replace(turn.plan, lora=lora)))
     assert found.measurement.outcome == "failed"
     assert "target_modules" in found.measurement.message
     assert peaks(workers, small_turn(tmp_path, "lora mini-4k 2×1024"))
@@ -306,3 +324,30 @@ def test_the_small_grid_keeps_every_setting_that_a_processor_has(tmp_path: Path)
     assert len(small) == len(grid())
     assert {plan_of(case).optimizer for case in small} == {plan_of(case).optimizer for case in grid()}
     assert json.loads((tmp_path / "mini.json").read_text())["hidden_size"] == small_config()["hidden_size"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_campaign_that_is_killed_takes_its_measurement_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PHI3_ADVISE_STATE", str(tmp_path))
+    program = f"""
+import sys
+sys.path[:0] = {[str(path) for path in _PATHS]!r}
+from pathlib import Path
+from campaign import run
+from test_campaign import small_turn, small_workers
+run.STEPS = 100_000
+small_workers().measure(small_turn(Path({str(tmp_path)!r}), {LORA!r}), longest_seconds=600)
+"""
+    parent = subprocess.Popen([sys.executable, "-W", "ignore", "-c", program])
+    until = time.monotonic() + 120
+    while not any(stage.read_text().startswith("step") for stage in tmp_path.rglob("stage.txt")):
+        assert parent.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    (child,) = psutil.Process(parent.pid).children()
+    parent.kill()
+    parent.wait()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while child.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < until
+            time.sleep(0.1)

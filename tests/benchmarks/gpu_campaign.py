@@ -49,7 +49,7 @@ from advisor.fit import check_fit
 from advisor.hardware import Gpu, choose, detect, read_cpu, what_if
 from advisor.profiles import load_gpu
 from advisor.traced import expandable_segments
-from advisor.units import GIB, gib
+from advisor.units import GIB, gib, size
 
 SNAPSHOT_CASES = ("full mini-4k 2×1024", "lora mini-4k 2×1024", "qlora mini-4k 2×1024")
 
@@ -232,11 +232,8 @@ def _line(record: Record) -> str:
     """One result in a line."""
     found = record.measurement
     cap = f" at {gib(record.cap_bytes)}" if record.cap_bytes else ""
-    peaks = ", ".join(
-        f"{what} {gib(size)}"
-        for what, size in (("allocated", found.allocated_bytes), ("reserved", found.reserved_bytes))
-        if size is not None
-    )
+    sizes = {"allocated": found.allocated_bytes, "reserved": found.reserved_bytes}
+    peaks = ", ".join(f"{what} {size(taken)}" for what, taken in sizes.items() if taken is not None)
     return f"{record.name}{cap}: {found.outcome}; {peaks or found.message}; {found.seconds or 0:.1f} s"
 
 

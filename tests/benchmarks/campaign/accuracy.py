@@ -8,14 +8,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from advisor.fit import check_fit
+from advisor.units import GIB, gib
 from campaign.predict import Predicted, Prediction
 from campaign.records import Campaign, Record, gpu_of
 
-from advisor.fit import check_fit
-from advisor.units import GIB, gib
-
 CAPS_GIB = (8, 12, 16, 24, 40, 80)
 TIERS = ("estimate", "trace")
+
+ON_A_PROCESSOR = (
+    "A processor, and a small model: that the comparison runs, and no more. The closed form counts the workspaces of a "
+    "GPU's libraries, which are larger than this model."
+)
 
 Truth = Literal["fits", "does not fit", "open"]
 
@@ -146,6 +150,8 @@ def report(campaign: Campaign, predicted: Mapping[str, Predicted]) -> str:
         "",
         *_verdict_table(judged),
     ]
+    if facts["backend"] == "cpu":
+        lines[3:3] = ["", ON_A_PROCESSOR]
     lines += _listed("False fits", [v for v in judged if v.kind == "false fit"])
     refused = [f"- {name}: {why}" for name, said in sorted(predicted.items()) for why in said.refused]
     if refused:

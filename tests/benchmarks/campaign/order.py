@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from campaign.grid import Case
-
 from advisor.errors import AdvisorError
 from advisor.hardware import Gpu
 from advisor.memory.estimate import Memory, estimate
@@ -16,9 +14,13 @@ from advisor.profiles import find_model, plan_with_defaults, profile_of
 from advisor.speed import relative_seconds
 from advisor.traced import require_packages
 from advisor.units import gib
+from campaign.grid import Case
 
 STEPS = 3
 """Optimizer steps of a measurement."""
+
+SNAPSHOT_STEPS = 2
+"""Optimizer steps of a recording: the second has the optimizer's states."""
 
 _OVERHEAD_SECONDS = 3.0
 """Around the steps of a plan: adapters, evaluation, saving; assumed. It only decides the order."""
@@ -126,4 +128,14 @@ def covered(ordered: Sequence[Turn], seconds: float) -> float:
     return len(seen) / len(everything) if everything else 1.0
 
 
-__all__ = ["STEPS", "Skipped", "Turn", "by_coverage", "covered", "needs_own_process", "plan_of", "turns"]
+__all__ = [
+    "SNAPSHOT_STEPS",
+    "STEPS",
+    "Skipped",
+    "Turn",
+    "by_coverage",
+    "covered",
+    "needs_own_process",
+    "plan_of",
+    "turns",
+]

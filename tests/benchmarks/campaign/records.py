@@ -12,13 +12,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from advisor.probe.measurement import Measurement, measurement_of, measurement_values, write_whole
-from campaign.grid import Case, case_of
-from campaign.order import Skipped
-
 from advisor.errors import InputError
 from advisor.hardware import Gpu
-from advisor.profiles import match_gpu
+from advisor.probe.measurement import Measurement, measurement_of, measurement_values, write_whole
+from advisor.profiles import load_gpu
+from campaign.grid import Case, case_of
+from campaign.order import Skipped
 
 SCHEMA = 1
 FOLDER = Path(__file__).parents[3] / "profiles" / "measurements"
@@ -118,7 +117,7 @@ def gpu_of(campaign: Campaign, total_bytes: int | None = None) -> Gpu:
         driver=facts["driver"],
         capability=tuple(capability) if capability else None,
         bfloat16=capability is None or tuple(capability) >= (8, 0),
-    ).with_profile(match_gpu(facts["name"], facts["driver_bytes"]))
+    ).with_profile(load_gpu(facts["profile"]) if facts["profile"] else None)
 
 
 def default_path(gpu: Gpu, folder: Path = FOLDER) -> Path:

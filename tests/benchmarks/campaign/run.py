@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,14 +14,13 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
-from advisor.probe.measurement import Measurement, measurement_of
-from campaign.order import STEPS, Turn, needs_own_process
-from campaign.records import Record
-from campaign.worker import ANSWER, LARGEST_REST_BYTES
-
 from advisor.hardware import Gpu
 from advisor.plan import plan_to_fields
+from advisor.probe.measurement import Measurement, measurement_of
 from advisor.profiles import find_model
+from campaign.order import SNAPSHOT_STEPS, STEPS, Turn, needs_own_process
+from campaign.records import Record
+from campaign.worker import ANSWER, LARGEST_REST_BYTES
 
 LONGEST_SECONDS = 240.0
 """After that long a plan is stopped."""
@@ -53,7 +53,8 @@ class Worker:
             env=variables,
         )
         self._lines: Queue[str | None] = Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def ask(self, request: dict[str, Any], seconds: float) -> tuple[dict[str, Any] | None, str]:
         """The answer; without one, why there is none. The process has ended then."""
@@ -78,11 +79,16 @@ class Worker:
         """Kill it, and wait until it is gone."""
         self._process.kill()
         self._process.wait()
+        self._reader.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._lines.put(line)
+        # It has ended.
         self._lines.put(None)
 
 
@@ -128,7 +134,7 @@ class Workers:
             "device": self._setup.device,
             "uuid": self._setup.gpu.uuid,
             "sdpa": turn.case.sdpa,
-            "steps": STEPS,
+            "steps": STEPS if snapshot is None else SNAPSHOT_STEPS,
             "cap_bytes": None if cap_bytes is None else max(0, cap_bytes - context_bytes),
             # A checkpoint of every weight and its states is tens of GB, and saving makes nothing on the GPU.
             "saves": turn.plan.method != "full" and snapshot is None,

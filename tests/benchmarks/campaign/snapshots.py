@@ -1,7 +1,8 @@
 """What CUDA's caching allocator was asked for and what it did: recorded on a GPU, replayed through ours.
 
-A file is gzipped JSON: `{"expandable": bool, "events": [[action, address, bytes], …]}`, actions as
-torch.cuda.memory._snapshot names them, without those that the allocator does not act on.
+A file is gzipped JSON of three columns, an event a place: `actions`, a letter each (see `_LETTERS`); `blocks`, the
+address by the order in which addresses appeared; `sizes` in bytes. Beside them `expandable`, the allocator's mode.
+Actions are those of torch.cuda.memory._snapshot, without those that the allocator does not act on.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ SUFFIX = ".snapshot.json.gz"
 _ASKED = ("alloc", "free_completed")
 _TAKEN = ("segment_alloc", "segment_map")
 _GIVEN_BACK = ("segment_free", "segment_unmap")
+_LETTERS = dict(zip((*_ASKED, *_TAKEN, *_GIVEN_BACK), "afsmxu", strict=True))
+_ACTIONS = {letter: action for action, letter in _LETTERS.items()}
 
 Event = tuple[str, int, int]
+"""An action, the number of an address, and bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +67,17 @@ def write_snapshot(path: Path, recorded: Mapping[str, Any]) -> None:
     (trace, *_) = recorded["device_traces"]
     if len(trace) >= MOST_EVENTS:
         raise ValueError(f"the allocator did more than {MOST_EVENTS:,} things")
-    kept = {*_ASKED, *_TAKEN, *_GIVEN_BACK}
-    events = [[one["action"], one.get("addr", 0), one.get("size", 0)] for one in trace if one["action"] in kept]
-    expandable = any(action == "segment_map" for action, _, _ in events)
+    kept = [one for one in trace if one["action"] in _LETTERS]
+    numbers: dict[int, int] = {}
+    columns = {
+        "expandable": any(one["action"] == "segment_map" for one in kept),
+        "actions": "".join(_LETTERS[one["action"]] for one in kept),
+        "blocks": [numbers.setdefault(one["addr"], len(numbers)) for one in kept],
+        "sizes": [one["size"] for one in kept],
+    }
     aside = path.with_suffix(".part")
     with gzip.open(aside, "wt", encoding="ascii") as file:
-        json.dump({"expandable": expandable, "events": events}, file, separators=(",", ":"))
+        json.dump(columns, file, separators=(",", ":"))
     os.replace(aside, path)
 
 
@@ -76,7 +85,9 @@ def read_snapshot(path: Path) -> Snapshot:
     """A recording in a file that `write_snapshot` wrote."""
     with gzip.open(path, "rt", encoding="ascii") as file:
         values = json.load(file)
-    return Snapshot(expandable=values["expandable"], events=tuple((a, b, c) for a, b, c in values["events"]))
+    columns = zip(values["actions"], values["blocks"], values["sizes"], strict=True)
+    events = tuple((_ACTIONS[letter], block, size) for letter, block, size in columns)
+    return Snapshot(expandable=values["expandable"], events=events)
 
 
 def replay_snapshot(snapshot: Snapshot) -> Replayed:

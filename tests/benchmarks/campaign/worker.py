@@ -67,11 +67,10 @@ def _requests() -> Iterator[str]:
 
 def _measure(asked: dict[str, Any], share: Any) -> dict[str, Any]:
     """One request, as values of a Measurement: the probe's own run, in this process."""
+    from advisor.plan import plan_from_fields
     from advisor.probe.child import Stage, probe_here
     from advisor.probe.measurement import ProbeRequest, measurement_values
     from advisor.probe.results import work_folder
-
-    from advisor.plan import plan_from_fields
 
     request = ProbeRequest(
         plan=plan_from_fields(asked["plan"]),
@@ -110,6 +109,7 @@ def _snapshot(path: str | None) -> Iterator[None]:
         yield
         return
     import torch
+
     from campaign.snapshots import MOST_EVENTS, write_snapshot
 
     torch.cuda.init()

@@ -176,7 +176,7 @@ def train_plain(contest: Contest, settings: Settings, clock: Clock) -> None:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=not best)
     model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear"))
     tokenizer = AutoTokenizer.from_pretrained(contest.model)
-    grouped = {"train_sampling_strategy": "group_by_length"} if best else {}
+    grouped = _grouping() if best else {}
     trainer = timed(Trainer, clock)(
         model=model,
         args=TrainingArguments(**_arguments(contest), bf16=True, **grouped),
@@ -249,6 +249,17 @@ def _arguments(contest: Contest) -> dict[str, Any]:
         "disable_tqdm": True,
         "use_cpu": contest.device == "cpu",
     }
+
+
+def _grouping() -> dict[str, Any]:
+    """Rows of like lengths in a batch; transformers has renamed the argument."""
+    from dataclasses import fields
+
+    from transformers import TrainingArguments
+
+    if "train_sampling_strategy" in {one.name for one in fields(TrainingArguments)}:
+        return {"train_sampling_strategy": "group_by_length"}
+    return {"group_by_length": True}
 
 
 def _padding_collator(tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
