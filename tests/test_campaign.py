@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gpu_campaign
 import psutil
 import pytest
+from campaign import run
 from campaign.accuracy import errors, report, truth_at, verdicts
 from campaign.grid import case_of, grid
 from campaign.order import Skipped, Turn, covered, needs_own_process, plan_of, turns
@@ -35,8 +36,8 @@ from small_model import small_config
 
 from advisor.errors import AdvisorError, InputError
 from advisor.hardware import Gpu, read_cpu, what_if
-from advisor.plan import LoraSettings
-from advisor.probe.measurement import Measurement, Outcome
+from advisor.plan import LoraSettings, plan_from_fields
+from advisor.probe.measurement import Measurement, Outcome, measurement_values
 from advisor.profiles import load_gpu
 from advisor.units import GIB, MIB
 
@@ -260,6 +261,74 @@ def test_the_closed_form_says_nothing_of_a_kernel_that_torch_would_not_choose() 
     a100 = what_if(load_gpu("a100-80gb"))
     assert by_estimate(case_of("lora mini-128k 2×2048 padded efficient"), a100).step_bytes > 0
     assert by_estimate(case_of("lora mini-128k 2×2048 flash"), a100).step_bytes > 0
+
+
+class FakeWorker:
+    """Answers at once, and remembers what it was asked."""
+
+    asked: ClassVar[list[dict[str, Any]]] = []
+    started: ClassVar[list[bool]] = []
+    left_bytes = 0
+
+    def __init__(self, *, expandable: bool) -> None:
+        FakeWorker.started.append(expandable)
+
+    def ask(self, request: dict[str, Any], _: float) -> tuple[dict[str, Any] | None, str]:
+        FakeWorker.asked.append(request)
+        ran = Measurement(outcome="ran", plan=plan_from_fields(request["plan"]))
+        return {"measurement": measurement_values(ran), "left_bytes": self.left_bytes, "fresh": False}, ""
+
+    def end(self) -> None:
+        pass
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
+    monkeypatch.setattr(run, "Worker", FakeWorker)
+    FakeWorker.asked, FakeWorker.started = [], []
+    monkeypatch.setattr(FakeWorker, "left_bytes", 0)
+    return FakeWorker
+
+
+def h100_turns(*names: str) -> list[Turn]:
+    ordered = {turn.case.name: turn for turn in turns(grid(), H100)[0]}
+    return [ordered[name] for name in names]
+
+
+def test_one_process_measures_plan_after_plan_and_managed_memory_ends_it(
+    fake: type[FakeWorker], tmp_path: Path
+) -> None:
+    workers = Workers(Setup(gpu=H100, device="cuda", expandable=True))
+    for turn in h100_turns(LORA, "full mini-128k 2×2048", "full mini-128k 2×2048 paged-8bit", QLORA):
+        workers.measure(turn)
+    assert fake.started == [True, True, True]
+    assert [asked["saves"] for asked in fake.asked] == [True, False, False, True]
+    workers.measure(h100_turns(LORA)[0], snapshot=tmp_path / "lora", expandable=False)
+    assert fake.started[3:] == [False]
+    assert fake.asked[-1]["snapshot"] == str(tmp_path / "lora")
+
+
+def test_a_process_that_gives_memory_not_back_measures_nothing_more(
+    fake: type[FakeWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake, "left_bytes", GIB)
+    workers = Workers(Setup(gpu=H100, device="cuda", expandable=True))
+    found = [workers.measure(turn) for turn in h100_turns(LORA, QLORA)]
+    assert len(fake.started) == 2
+    assert [one.left_bytes for one in found] == [GIB, GIB]
+
+
+def test_a_smaller_card_leaves_its_total_less_the_context(fake: type[FakeWorker]) -> None:
+    whole = record(LORA, measured(LORA, allocated=11 * 1024, reserved=12180))
+    campaign = campaign_of(whole)
+    ((turn, cap_bytes),) = gpu_campaign._open_questions(campaign, h100_turns(LORA, QLORA))
+    assert (turn.case.name, cap_bytes) == (LORA, 12 * GIB)
+    workers = Workers(Setup(gpu=H100, device="cuda", expandable=True))
+    found = workers.measure(turn, cap_bytes=cap_bytes, context_bytes=campaign.context_bytes or 0)
+    assert fake.asked[-1]["cap_bytes"] == 12 * GIB - 500 * MIB
+    assert found.cap_bytes == 12 * GIB
+    campaign.records.append(found)
+    assert list(gpu_campaign._open_questions(campaign, [turn])) == []
 
 
 @pytest.fixture(scope="module")
