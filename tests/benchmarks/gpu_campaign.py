@@ -29,7 +29,7 @@ from pathlib import Path
 
 from campaign.accuracy import CAPS_GIB, report, settled, truth_at, whole_card
 from campaign.grid import Case, case_of, grid
-from campaign.order import Turn, covered, turns
+from campaign.order import Turn, covered, for_gpu, turns
 from campaign.predict import predict_all
 from campaign.records import (
     Campaign,
@@ -76,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     gpu = what_if(load_gpu(options.gpu)) if options.gpu else _gpu_here(options.device)
     with tempfile.TemporaryDirectory() as folder:
-        cases = grid() if gpu.backend != "cpu" else _small(grid(), Path(folder))
+        cases = grid() if gpu.backend != "cpu" else small_cases(grid(), Path(folder))
         ordered, skipped = turns(cases, gpu)
         if options.list:
             _list(ordered)
@@ -122,7 +122,7 @@ def _gpu_here(device: str) -> Gpu:
     return choose(detect().gpus, int(index) if index else None)
 
 
-def _small(cases: Sequence[Case], folder: Path) -> list[Case]:
+def small_cases(cases: Sequence[Case], folder: Path) -> list[Case]:
     """The same plans of small models, as a processor runs them: no scaling of fp16, no kernels of a GPU."""
     sys.path.append(str(Path(__file__).parents[1]))
     from small_model import small_config
@@ -191,7 +191,7 @@ def _measure(
             keep(workers.measure(turn))
     if campaign.gpu["backend"] == "cpu":
         return
-    for turn, cap_bytes in _open_questions(campaign, ordered):
+    for turn, cap_bytes in open_questions(campaign, ordered):
         if time.monotonic() > until:
             break
         keep(workers.measure(turn, cap_bytes=cap_bytes, context_bytes=campaign.context_bytes or 0))
@@ -211,7 +211,7 @@ def _record_snapshots(ordered: Sequence[Turn], workers: Workers, folder: Path, u
             print(f"snapshot {path.name}: {_line(record)}", flush=True)
 
 
-def _open_questions(campaign: Campaign, ordered: Sequence[Turn]) -> Iterator[tuple[Turn, int]]:
+def open_questions(campaign: Campaign, ordered: Sequence[Turn]) -> Iterator[tuple[Turn, int]]:
     """Plans and totals of which the whole card cannot say whether they would fit; first what the estimate says fits."""
     by_name = {turn.case.name: turn for turn in ordered}
     decided, asked = settled(campaign), []
@@ -244,8 +244,10 @@ def _print_report(campaign: Campaign, options: argparse.Namespace, cases: dict[s
     other = versions_differ(campaign)
     if other:
         print(f"measured under other versions of {', '.join(other)} than the trace runs under here", file=sys.stderr)
-    measured = [(cases or {}).get(record.name) or case_of(record.name) for record in whole_card(campaign)]
-    text = report(campaign, predict_all(measured, gpu_of(campaign), workers=options.workers))
+    gpu = gpu_of(campaign)
+    names = [record.name for record in whole_card(campaign)]
+    measured = [(cases or {}).get(name) or for_gpu(case_of(name), gpu) for name in names]
+    text = report(campaign, predict_all(measured, gpu, workers=options.workers))
     print(f"\n{text}")
     if options.write:
         options.write.write_text(f"{text}\n", encoding="utf-8")

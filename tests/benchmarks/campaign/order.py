@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from advisor.errors import AdvisorError
 from advisor.hardware import Gpu
 from advisor.memory.estimate import Memory, estimate
 from advisor.plan import Plan
-from advisor.profiles import find_model, plan_with_defaults, profile_of
+from advisor.profiles import find_model, plan_with_defaults, profile_of, without_bfloat16
 from advisor.speed import relative_seconds
 from advisor.traced import require_packages
 from advisor.units import gib
@@ -58,6 +58,21 @@ def plan_of(case: Case) -> Plan:
     return plan_with_defaults(case.fields)
 
 
+def for_gpu(case: Case, gpu: Gpu) -> Case:
+    """The case as the tool would have it on a GPU without bfloat16: fp16 under a gradient scaler.
+
+    Raises:
+        PlanError: it cannot be had in fp16.
+    """
+    if gpu.bfloat16 is not False:
+        return case
+    plan = plan_of(case)
+    if "bfloat16" not in (plan.dtype, plan.autocast):
+        return case
+    halved = without_bfloat16(plan)
+    return replace(case, fields={**case.fields, "dtype": halved.dtype, "autocast": halved.autocast})
+
+
 def needs_own_process(plan: Plan) -> bool:
     """bitsandbytes never gives managed memory back: a later plan in the same process would find less of it."""
     return plan.optimizer.startswith("paged")
@@ -73,8 +88,9 @@ def turns(cases: Sequence[Case], gpu: Gpu) -> tuple[list[Turn], list[Skipped]]:
 
 
 def _turn(case: Case, gpu: Gpu) -> Turn | Skipped:
-    plan = plan_of(case)
     try:
+        case = for_gpu(case, gpu)
+        plan = plan_of(case)
         require_packages(plan)
         arch = profile_of(find_model(plan.model)).architecture
         memory = estimate(plan, arch, gpu)
@@ -87,8 +103,6 @@ def _turn(case: Case, gpu: Gpu) -> Turn | Skipped:
     # More managed memory than the card has free can hang it.
     if memory.host_bytes and memory.allocated_bytes + memory.host_bytes > room:
         return Skipped(name=case.name, reason=f"its paged states of {gib(memory.host_bytes)} would leave the GPU")
-    if plan.dtype == "bfloat16" and gpu.bfloat16 is False:
-        return Skipped(name=case.name, reason=f"{gpu.name} has no bfloat16")
     steps = relative_seconds(plan, arch, gpu, spilled_bytes=memory.host_bytes) / plan.gradient_accumulation
     seconds = _OVERHEAD_SECONDS + _SECONDS_A_PARAMETER * arch.parameters + (STEPS + 1) * steps
     if needs_own_process(plan):
@@ -135,6 +149,7 @@ __all__ = [
     "Turn",
     "by_coverage",
     "covered",
+    "for_gpu",
     "needs_own_process",
     "plan_of",
     "turns",
