@@ -43,12 +43,12 @@ def test_packed_rows_hold_every_sample_once_and_the_first_token_of_each_carries_
         assert [at for at, label in enumerate(row["labels"]) if label == -100] == firsts
 
 
-def test_the_clock_counts_no_padding_and_no_warming_up() -> None:
-    clock = Clock(device="cpu", warmup=1)
+def test_the_clock_counts_the_second_epoch_and_no_padding() -> None:
+    clock = Clock(device="cpu")
     batch = torch.tensor([[5, 6, PADDING], [7, PADDING, PADDING]])
-    for step in (1, 2, 3):
+    for step in (1, 2, 3, 4):
         clock.count(batch)
-        clock.step_ended(step)
+        clock.step_ended(step, 4)
     assert (clock.tokens, clock.computed, clock.steps) == (6, 12, 2)
     assert clock.seconds > 0
 
