@@ -83,7 +83,7 @@ def test_the_shortlist_is_traced_and_says_which_number_is_of_which_tier(tmp_path
     config = tmp_path / "config.json"
     # Weights enough for the smallest GPU to hold an adapter's training and not a full fine-tune's.
     config.write_text(json.dumps(SIZES | {"model_type": "phi3", "num_key_value_heads": 4, "vocab_size": 600_000}))
-    words = ["--model", config, "--vram", "1GiB", "--seq-len", 64, "--effective-batch", 1]
+    words = ["--model", config, "--vram", "1GiB", "--seq-len", 8, "--effective-batch", 1]
     saved = tmp_path / "plan.toml"
     result = run(*words, "--trace", "--json", "--save-plan", saved)
     assert result.returncode == 0, result.stderr
