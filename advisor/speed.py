@@ -64,6 +64,7 @@ class Speed:
     """The efficiency that is assumed, and where it comes from; or which probe measured it."""
 
     measured: bool = False
+    """Whether a probe timed it; else it is an estimate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -119,6 +119,12 @@ def run_probe(plan: Plan, model: ModelSource, gpu: Gpu, imitation: Imitation | N
             why="Each grows one setting and leaves the other as it is.",
             hint="Take one after the other.",
         )
+    if how.find_seq_len and how.data is not None:
+        raise InputError(
+            "--find-seq-len and --data contradict each other.",
+            why="Rows end where the data's longest does, however long a sequence may be.",
+            hint="Leave --data out: then every row is as long as the sequence.",
+        )
     require_packages(plan)
     with progress_line(how.debug, "Probing") as progress:
         longest = _longest(plan, model, how, progress) if how.data is not None else None

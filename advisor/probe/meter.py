@@ -48,6 +48,7 @@ class AllocatorMeter:
         self.kind: Meter = "cuda allocator" if device.type == "cuda" else "xpu allocator"
         self._device = device
         self._module: Any = getattr(torch, device.type)
+        self._module.init()
         self._moment: str | None = None
         self._allocated: dict[str, int] = {}
         self._reserved: dict[str, int] = {}

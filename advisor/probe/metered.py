@@ -65,8 +65,8 @@ class StepClock:
         )
 
     def typical(self, counted: int) -> Timing | None:
-        """The mean of the steps after so many; of the last one where there are no more."""
-        kept = self.timings[counted:] or self.timings[-1:]
+        """The mean of the steps after so many; None where there are no more."""
+        kept = self.timings[counted:]
         if not kept:
             return None
         return Timing(

@@ -16,6 +16,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs" / "schema.json").read_text())
 
+DATA = "phi3-advise-qa"
+
 
 def run(*words: object, code: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
@@ -103,6 +105,7 @@ def test_the_largest_micro_batch_under_a_limit_is_found_by_trying(plan: Path) ->
         (["--probe", "--device", "cpu", "--as", "t5"], "There is no GPU called 't5'"),
         (["--probe", "--device", "cpu", "--as", "h200"], "cannot stand in for"),
         (["--probe", "--device", "cpu", "--find-batch", "--find-seq-len"], "contradict each other"),
+        (["--probe", "--device", "cpu", "--data", DATA, "--find-seq-len"], "--find-seq-len and --data contradict"),
     ],
 )
 def test_what_cannot_be_meant_is_said_at_once(words: list[str], said: str) -> None:

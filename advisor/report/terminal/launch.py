@@ -124,7 +124,7 @@ def render_dry_run(launch: Launch, probed: Probed | None, console: Console) -> N
     console.print(Text("Command", style="bold"))
     print_command(console, training_command(launch.job, launch.gpu).text)
     console.print()
-    print_paragraph(console, _probe_verdict(probed), label="Probe: ", indent="  ")
+    render_probed(probed, console)
     print_paragraph(console, "Dry run: nothing was downloaded, written or trained.", style="dim")
 
 

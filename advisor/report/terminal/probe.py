@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # this screen loads no more of the rest than its own values d
 
     from advisor.probe.answer import ProbeAnswer
     from advisor.probe.find import Found
+    from advisor.probe.measurement import Measurement
 
 _NAMES = {"micro_batch": "micro-batch", "seq_len": "sequence length"}
 _METERS = {
@@ -48,8 +49,15 @@ def render_probe(answer: ProbeAnswer, console: Console) -> None:
     print_totals(list(_totals(answer)), console)
     _print_moments(answer, console)
     console.print()
-    said = f"Tier: probe: {found.steps} steps, an evaluation and the saving path were run; memory is "
-    print_paragraph(console, f"{said}{_METERS[found.meter]}.", style="dim")
+    print_paragraph(console, f"Tier: probe: {_what_was_run(found)}; memory is {_METERS[found.meter]}.", style="dim")
+
+
+def _what_was_run(found: Measurement) -> str:
+    """Of a run that ended early, only what it came to."""
+    if found.outcome != "ran":
+        return f"{found.steps} steps were run to their end"
+    saved = " and the saving path" if "saving" in found.moments else ""
+    return f"{found.steps} steps{',' if saved else ' and'} an evaluation{saved} were run"
 
 
 def _totals(answer: ProbeAnswer) -> Iterator[tuple[str, str]]:
