@@ -354,7 +354,8 @@ def small_turn(folder: Path, line: str, **fields: Any) -> Turn:
 def peaks(workers: Workers, turn: Turn) -> Mapping[str, int]:
     found = workers.measure(turn)
     assert found.measurement.outcome == "ran", found.measurement.message
-    return found.measurement.moments
+    # On a processor the buffers that files are written from are counted too, and live as long as Python lets them.
+    return {moment: peak for moment, peak in found.measurement.moments.items() if moment != "saving"}
 
 
 @pytest.mark.xdist_group("campaign")
