@@ -15,6 +15,7 @@ from advisor.plan import Plan
 from advisor.probe.measurement import LARGEST_ACCUMULATION, ProbeRequest
 from advisor.probe.meter import MemoryMeter, make_meter
 from advisor.probe.metered import COUNTED_STEPS, MeteredTrainer, StepClock, StepEnds
+from advisor.training.artefacts import CardFacts, save_artefacts
 from advisor.training.build import BuiltModel, build_skeleton, fill_model
 from advisor.training.data import Collator, LengthSampler
 from advisor.training.interruption import Interruption
@@ -231,6 +232,21 @@ class DryRun:
             trainer.save_now()
         finally:
             shutil.rmtree(trainer.checkpoints, ignore_errors=True)
+        artefacts = self._folder / "artefacts"
+        card = CardFacts(
+            base_model="a probe", data="random tokens", device=str(trainer.args.device), steps=0, versions={}
+        )
+        try:
+            save_artefacts(built.model, _NoTokenizer(), str(artefacts), plan=self._plan, card=card)
+        finally:
+            shutil.rmtree(artefacts, ignore_errors=True)
+
+
+class _NoTokenizer:
+    """Nothing was downloaded, so there is none to save."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Its few files are no part of what is measured."""
 
 
 def _within_steps(peaks: Mapping[str, int]) -> int | None:
