@@ -70,7 +70,8 @@ class WorstRows:
         tokens = torch.randint(0, self.vocabulary, (self.length - shorter,), generator=generator)
         row = {"input_ids": tokens, "labels": tokens}
         if plan.packing:
-            sample = -(-self.length // (plan.samples // plan.micro_batch))
+            # The first token of a sample carries no loss, so a sample has a second.
+            sample = max(2, -(-self.length // (plan.samples // plan.micro_batch)))
             positions = torch.arange(len(tokens)) % sample
             row |= {"position_ids": positions, "labels": tokens.masked_fill(positions == 0, -100)}
         return row
