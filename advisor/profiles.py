@@ -104,7 +104,7 @@ class Recipe:
     notes: tuple[str, ...] = ()
 
 
-def profile_folder(kind: Literal["models", "gpus", "recipes", "datasets"]) -> str:
+def profile_folder(kind: Literal["models", "gpus", "recipes", "datasets", "messages"]) -> str:
     """Where the profiles of a kind are: inside an installed package, or at the top of a checkout."""
     installed = os.path.join(_HERE, "_profiles", kind)
     return installed if os.path.isdir(installed) else os.path.join(os.path.dirname(_HERE), "profiles", kind)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 _STUB = Path(__file__).parent / "nvml_stub" / "nvml_stub.c"
+os.environ["PHI3_ADVISE_LANG"] = "en"  # what tests read is English, whatever the language of whoever runs them
 _READ_BY_DETECTION = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
 
 

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from advisor.cli.completion import complete_gpus, complete_models, complete_recipes
+from advisor.cli.help import HelpContext
+from advisor.cli.language import lang_option, language_asked
 from advisor.errors import AdvisorError, InputError
+from advisor.report.language import localise, speaking
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -31,7 +34,9 @@ _READER_GONE = 128 + 13
 
 
 class _LazyGroup(click.Group):
-    """A group whose commands are imported when they are called."""
+    """A group whose commands are imported when they are called, each with --lang."""
+
+    context_class = HelpContext
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(_SUBCOMMANDS)
@@ -42,6 +47,9 @@ class _LazyGroup(click.Group):
         from importlib import import_module
 
         command: click.Command = import_module(f"advisor.cli.{cmd_name}").command
+        command.context_class = HelpContext
+        if not any(param.name == "lang" for param in command.params):
+            lang_option(command)
         return command
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
@@ -147,7 +155,9 @@ def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 @click.option("--skip-bad-rows", is_flag=True, help="Leave out rows that cannot be used, and count them.")
 @click.option("--report-to", multiple=True, help="tensorboard, wandb or trackio; may be given again.")
 @click.option("--trust-remote-code", is_flag=True, help="Let code that comes with the model run.")
+@click.option("--explain", is_flag=True, help="Say what the words of the answer mean, and where the memory goes.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else.")
+@lang_option
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Version.")
 @click.pass_context
@@ -216,7 +226,7 @@ _LAUNCH_ONLY = (
 )
 _PROBE_ONLY = ("find_batch", "find_seq_len", "as_gpu")
 _PROBED_DATA = frozenset({"data", "skip_bad_rows", "trust_remote_code"})
-_NOT_LAUNCHED = ("gpu", "vram", "free", "tokens", "trace", "recipe", "html")
+_NOT_LAUNCHED = ("gpu", "vram", "free", "tokens", "trace", "recipe", "html", "explain")
 
 
 def _spelled(name: str) -> str:
@@ -228,7 +238,9 @@ def _spelled(name: str) -> str:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """The console script: runs a command and turns whatever goes wrong into one screen and an exit code."""
     words = sys.argv[1:] if arguments is None else arguments
-    sys.exit(_run(words))
+    language, error = language_asked(words)
+    with speaking(language):
+        sys.exit(_run(words) if error is None else _fail(error, words))
 
 
 def _run(words: list[str]) -> int:
@@ -242,7 +254,7 @@ def _run(words: list[str]) -> int:
         hint = f"See {error.ctx.command_path} --help." if error.ctx else "See phi3-advise --help."
         return _fail(InputError(error.format_message(), hint=hint), words)
     except (KeyboardInterrupt, click.Abort):
-        sys.stderr.write("\nStopped.\n")
+        sys.stderr.write(f"\n{localise('Stopped.')}\n")
         return 130
     except BrokenPipeError:
         _silence_stdout()

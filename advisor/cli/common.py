@@ -14,6 +14,7 @@ from advisor.errors import EnvironmentLacksError, InputError
 from advisor.hardware import Detection, Gpu
 from advisor.plan import Plan
 from advisor.profiles import Backend, GpuProfile, load_gpu, plan_with_defaults, read_toml
+from advisor.report.language import localise, localise_label
 from advisor.units import parse_size
 
 TYPICAL_GPU = "t4"
@@ -81,7 +82,7 @@ def _find_device(device: str | None) -> Gpu | None:
     number = int(device) if device is not None else None
     if not found.gpus and number is None:
         for warning in found.warnings:
-            click.echo(f"phi3-advise: {warning}", err=True)
+            click.echo(f"phi3-advise: {localise(warning)}", err=True)
         return None
     chosen = choose(found.gpus, number)
     notes = [*chosen.notes, *found.warnings]
@@ -196,8 +197,8 @@ def progress_line(debug: bool = False, what: str = "Tracing") -> Iterator[Callab
             yield lambda _: None
             return
         # The plain spinner: every encoding has its characters.
-        with console.status(what, spinner="line") as status:
-            yield lambda part: status.update(f"{what}: {part}")
+        with console.status(localise_label(what), spinner="line") as status:
+            yield lambda part: status.update(f"{localise_label(what)}: {localise_label(part)}")
 
 
 @contextmanager

@@ -22,6 +22,13 @@ def complete_recipes(ctx: click.Context, param: click.Parameter, incomplete: str
     return _names("recipes", incomplete)
 
 
+def complete_languages(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """English, and those that have a catalogue."""
+    from advisor.report.language import languages
+
+    return [name for name in languages() if name.startswith(incomplete)]
+
+
 def _names(kind: Literal["models", "gpus", "recipes"], incomplete: str) -> list[str]:
     """A profile's file has its name, so none is opened: a shell asks at every press of its key."""
     import os

@@ -10,6 +10,7 @@ from advisor.advise import Advice
 from advisor.cli.common import progress_line
 from advisor.errors import AdvisorError, InputError
 from advisor.profiles import ModelSource
+from advisor.report.language import localise
 from advisor.traced import TracedPlan, trace_plan
 
 
@@ -47,6 +48,6 @@ def write_page(advice: Advice, model: ModelSource, path: str, traced: TracedPlan
 
         write_report(advice, os.path.expanduser(path), step)
     if isinstance(step, AdvisorError):
-        click.echo(f"phi3-advise: {path} shows no step: {step.what}", err=True)
+        click.echo(localise(f"phi3-advise: {path} shows no step: {step.what}"), err=True)
     else:
-        click.echo(f"phi3-advise: {path} is written.", err=True)
+        click.echo(localise(f"phi3-advise: {path} is written."), err=True)

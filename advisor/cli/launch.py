@@ -12,6 +12,7 @@ import click
 
 from advisor.cli.common import print_json, progress_line
 from advisor.errors import InputError, RunFailedError
+from advisor.report.language import localise
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -107,7 +108,9 @@ def _may_start(launch: Launch, holds: bool, how: Conduct) -> bool:
     if how.yes:
         return True
     if _somebody_answers(how):
-        return click.confirm("Train now?" if holds else "It does not fit. Train all the same?", default=holds, err=True)
+        return click.confirm(
+            localise("Train now?" if holds else "It does not fit. Train all the same?"), default=holds, err=True
+        )
     if holds:
         return True
     missing = launch.fit.missing_bytes if launch.fit is not None else 0
@@ -170,12 +173,14 @@ def _next_plan(launch: Launch, how: Conduct) -> tuple[StepDown | None, bool]:
     step = next_plan(launch, shorter=asks)
     if step is not None and step.plan.seq_len < launch.job.plan.seq_len:
         question = f"Out of memory. Start again with {step.change}? Longer samples lose their ends."
-        if click.confirm(question, default=False, err=True):
+        if click.confirm(localise(question), default=False, err=True):
             return step, True
         step = next_plan(launch)
     if step is None or how.fallback:
         return step, step is not None
-    return step, asks and click.confirm(f"Out of memory. Start again with {step.change}?", default=True, err=True)
+    return step, asks and click.confirm(
+        localise(f"Out of memory. Start again with {step.change}?"), default=True, err=True
+    )
 
 
 def _shown_on(how: Conduct) -> IO[Any] | None:

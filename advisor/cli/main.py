@@ -39,6 +39,7 @@ def answer(
     recipe: str | None,
     save_plan: str | None,
     html: str | None,
+    explain: bool,
     as_json: bool,
 ) -> int:
     """Runs the main command; returns its exit code."""
@@ -52,7 +53,14 @@ def answer(
         "--tokens": tokens,
         "--trace": trace or None,
         "--html": html,
+        "--explain": explain or None,
     }
+    if explain and as_json:
+        raise InputError(
+            "--explain and --json contradict each other.",
+            why="The one explains a screen to a person, the other answers a program.",
+            hint="Leave one of them out.",
+        )
     if recipe is not None:
         _reject_beside_recipe(settings)
         return _judge_recipe(recipe, find_gpu(gpu=gpu, vram=vram, free=free, device=device), model, save_plan, as_json)
@@ -87,7 +95,10 @@ def answer(
         from advisor.cli.html import write_page
 
         write_page(advice, source, html, traced.get(advice.choice.method))
-    _show(advice, as_json)
+    if explain:
+        _show_explained(advice)
+    else:
+        _show(advice, as_json)
     return 0 if advice.recommended else 1
 
 
@@ -263,6 +274,21 @@ def _show(advice: Advice, as_json: bool) -> None:
     from advisor.report.terminal import make_console, render_advice
 
     render_advice(advice, make_console())
+
+
+def _show_explained(advice: Advice) -> None:
+    from advisor.memory.estimate import simulate
+    from advisor.report.language import listening
+    from advisor.report.terminal import make_console, render_advice
+    from advisor.report.terminal.glossary import render_glossary
+
+    console = make_console()
+    with listening() as shown:
+        render_advice(advice, console)
+    part = advice.choice
+    # Another tier's memory is not the sum of the closed form's terms.
+    ledger = simulate(part.plan, advice.model.architecture, advice.gpu) if part.tier == "estimate" else None
+    render_glossary(part, ledger, shown, console)
 
 
 def _targets(text: str | None) -> str | tuple[str, ...]:

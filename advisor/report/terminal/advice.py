@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from advisor.report.language import is_english, localise, localise_label
 from advisor.report.terminal.bars import LEGEND, fit_style, memory_bar
 from advisor.report.terminal.subject import print_gpu, print_model
-from advisor.report.terminal.text import line_width, plain_table, print_command, print_paragraph, print_warnings
+from advisor.report.terminal.text import (
+    line_width,
+    plain_table,
+    print_command,
+    print_paragraph,
+    print_title,
+    print_warnings,
+)
 from advisor.report.words import (
     EASE,
     METHOD_NAMES,
@@ -35,6 +44,7 @@ WIDE = 100
 """Columns from which the table shows more."""
 
 _LABEL_WIDTH = 11
+_LOCALISED_LABEL_WIDTH = 13
 _GAP = 2
 
 
@@ -57,14 +67,16 @@ def render_advice(advice: Advice, console: Console) -> None:
 def _comparison(advice: Advice, width: int) -> Table:
     """The three methods side by side; the recommended column's rule carries the word."""
     parts = advice.methods
-    cell = (width - _LABEL_WIDTH) // len(parts) - _GAP
-    table = plain_table(_LABEL_WIDTH, *(cell for _ in parts))
+    label_width = _LABEL_WIDTH if is_english() else _LOCALISED_LABEL_WIDTH
+    cell = (width - label_width) // len(parts) - _GAP
+    table = plain_table(label_width, *(cell for _ in parts))
 
     def add(label: str, cells: Iterable[str | Text]) -> None:
-        table.add_row(Text(label, style="bold"), *cells)
+        shown = (localise_label(cell) if isinstance(cell, str) else cell for cell in cells)
+        table.add_row(Text(localise_label(label), style="bold"), *shown)
 
-    add("", (Text(METHOD_NAMES[part.method], style="bold") for part in parts))
-    add("─" * _LABEL_WIDTH, (_rule(cell, recommended=part.method == advice.recommended) for part in parts))
+    add("", (Text(localise_label(METHOD_NAMES[part.method]), style="bold") for part in parts))
+    add("─" * label_width, (_rule(cell, recommended=part.method == advice.recommended) for part in parts))
     add("trained", (TRAINED[part.method] for part in parts))
     add("", (f"{short_count(part.memory.parameters.trainable)} parameters" for part in parts))
     add("fits?", (_verdict(part.fit) for part in parts))
@@ -83,14 +95,18 @@ def _comparison(advice: Advice, width: int) -> Table:
 
 
 def _rule(width: int, *, recommended: bool) -> Text:
-    return Text("━━ recommended ".ljust(width, "━"), style="green") if recommended else Text("─" * width)
+    if not recommended:
+        return Text("─" * width)
+    begun = f"━━ {localise_label('recommended')} "
+    return Text(begun + "━" * (width - cell_len(begun)), style="green")
 
 
 def _verdict(fit: Fit) -> Text:
     if fit.fits:
-        return Text("yes, near the edge" if fit.near_edge else "yes", style=f"bold {fit_style(fit)}")
-    verdict = Text(f"no: {gib(fit.missing_bytes)} short", style="bold red")
-    return verdict if fit.broken_by == "peak reserved" else verdict.append(f"\nfor {fit.broken_by}")
+        said = localise_label("yes, near the edge" if fit.near_edge else "yes")
+        return Text(said, style=f"bold {fit_style(fit)}")
+    verdict = Text(localise(f"no: {gib(fit.missing_bytes)} short"), style="bold red")
+    return verdict if fit.broken_by == "peak reserved" else verdict.append("\n" + localise(f"for {fit.broken_by}"))
 
 
 def _needed(fit: Fit) -> str:
@@ -115,7 +131,7 @@ def _memory_rows(parts: Sequence[MethodAdvice], *, wide: bool) -> list[tuple[str
 
 def _print_recommendation(advice: Advice, console: Console) -> None:
     if advice.recommended is None:
-        console.print(Text("Nothing fits", style="bold red"))
+        print_title(console, "Nothing fits", "bold red")
         for part in advice.methods:
             print_paragraph(console, ended(part.reason), label=f"  {METHOD_NAMES[part.method]}: ", indent="    ")
     else:
@@ -127,7 +143,7 @@ def _print_recommendation(advice: Advice, console: Console) -> None:
     if advice.unlock:
         label = "To go further: " if advice.recommended else "To make it fit: "
         print_paragraph(console, ended(advice.unlock), label=label, indent="  ")
-    console.print(Text("Next:", style="bold"))
+    print_title(console, "Next:")
     print_command(console, advice.next_command)
     if advice.proof_command:
         print_command(console, advice.proof_command)

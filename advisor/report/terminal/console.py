@@ -9,6 +9,8 @@ from typing import TextIO
 
 from rich.console import Console
 
+from advisor.report.language import speak_what
+
 PIPE_WIDTH = 80
 """Columns where nobody looks, or where they cannot be counted."""
 
@@ -50,6 +52,7 @@ def make_console(*, stderr: bool = False) -> Console:
     """
     stream = sys.stderr if stderr else sys.stdout
     _write_lookalikes(stream)
+    speak_what(getattr(stream, "encoding", None))
     if _columns() is None:
         # rich would read it again, and takes "\N{SUPERSCRIPT TWO}" for a number.
         os.environ.pop("COLUMNS", None)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from advisor.report.language import localise_label
 from advisor.report.terminal.text import print_paragraph
+from advisor.report.terminal.wrapping import pad
 from advisor.report.words import clean
 
 if TYPE_CHECKING:
@@ -23,7 +25,9 @@ def render_doctor(checks: Iterable[Check], console: Console) -> list[Check]:
     """Prints each check when it is made, and returns them all."""
     made = []
     for check in checks:
-        label = f" {_WORDS[check.verdict]:<5} {clean(check.name):<{_NAME_WIDTH}} "
+        label = (
+            f" {pad(localise_label(_WORDS[check.verdict]), 5)} {pad(localise_label(clean(check.name)), _NAME_WIDTH)} "
+        )
         print_paragraph(console, check.found, label=label, label_style=_STYLES[check.verdict], indent=_INDENT)
         if check.remedy:
             print_paragraph(console, check.remedy, label=_INDENT, indent=_INDENT, style="dim")

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from advisor.report.language import localise, localise_label
 from advisor.report.terminal.bars import LEGEND, fit_style, memory_bar, share_bar
 from advisor.report.terminal.subject import print_gpu, print_model, print_plan
-from advisor.report.terminal.text import line_width, plain_table, print_paragraph, print_warnings
+from advisor.report.terminal.text import (
+    line_width,
+    plain_table,
+    print_paragraph,
+    print_title,
+    print_warnings,
+)
+from advisor.report.terminal.wrapping import wrap_lines
 from advisor.report.words import clean, sentence
 from advisor.units import GIB, count, gib, size
 
@@ -89,9 +98,10 @@ def process_rows(memory: Memory, gpu: Gpu) -> list[tuple[str, str]]:
 
 def print_totals(rows: Iterable[tuple[str, str]], console: Console) -> None:
     """Names, and what is to be said of each."""
-    table = plain_table(_NAME_WIDTH, line_width(console) - _NAME_WIDTH - _GAPS)
+    width = line_width(console) - _NAME_WIDTH - _GAPS
+    table = plain_table(_NAME_WIDTH, width)
     for name, value in rows:
-        table.add_row(Text(name, style="bold"), value)
+        table.add_row(Text(localise_label(name), style="bold"), "\n".join(wrap_lines(localise(value), width)))
     console.print(table)
 
 
@@ -109,14 +119,15 @@ def print_sizes(
 ) -> None:
     """Sizes as shares of a whole, a bar each; what is nothing is left out."""
     unit = gib if whole_bytes >= GIB else size
-    shown = [(clean(name), size_bytes) for name, size_bytes in sizes if size_bytes]
-    name_width = min(max(_NAME_WIDTH, *(len(name) for name, _ in shown), 0), _WIDEST_NAME)
+    shown = [(clean(localise_label(name)), name, size_bytes) for name, size_bytes in sizes if size_bytes]
+    name_width = min(max(_NAME_WIDTH, *(cell_len(label) for label, _, _ in shown), 0), _WIDEST_NAME)
     bar_width = line_width(console) - name_width - _SIZE_WIDTH - _GAPS
     table = plain_table(name_width, _SIZE_WIDTH, bar_width)
     table.columns[1].justify = "right"
-    for name, size_bytes in shown:
-        bar = share_bar(size_bytes, whole_bytes, bar_width - (len(" peak") if peak else 0))
-        table.add_row(Text(name), unit(size_bytes), bar.append(" peak", style="bold") if name == peak else bar)
+    mark = f" {localise_label('peak')}"
+    for label, name, size_bytes in shown:
+        bar = share_bar(size_bytes, whole_bytes, bar_width - (cell_len(mark) if peak else 0))
+        table.add_row(Text(label), unit(size_bytes), bar.append(mark, style="bold") if name == peak else bar)
     console.print()
-    console.print(Text(title, style="bold"))
+    print_title(console, title)
     console.print(table)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 
+from advisor.report.language import localise
 from advisor.report.terminal.text import line_width, plain_table, print_paragraph
 from advisor.units import count, gib, size
 
@@ -67,7 +68,9 @@ def _print_term(term: Term, component: Component, entries: list[Entry], console:
 
 def _inputs(entry: Entry) -> str:
     names = inspect.signature(entry.term.function).parameters
-    return ", ".join(f"{name} = {count(value)}" for name, value in zip(names, entry.sizes, strict=False)) or "no inputs"
+    return ", ".join(f"{name} = {count(value)}" for name, value in zip(names, entry.sizes, strict=False)) or localise(
+        "no inputs"
+    )
 
 
 def _read(term: Term) -> _Told:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from advisor.report.terminal.estimate import print_fit, print_totals
 from advisor.report.terminal.subject import print_gpu, print_plan
-from advisor.report.terminal.text import print_command, print_paragraph, print_warnings
+from advisor.report.terminal.text import print_command, print_paragraph, print_title, print_warnings
 from advisor.report.words import clean, sentence
 from advisor.units import duration, gib, size
 
@@ -48,7 +48,7 @@ def render_launch(launch: Launch, console: Console) -> None:
 
 def _print_data(data: DataFacts, launch: Launch, console: Console) -> None:
     console.print()
-    console.print(Text("Data", style="bold"))
+    print_title(console, "Data")
     lengths = ", ".join(f"{'longest' if p == 100 else f'{p} %'} {n:,}" for p, n in data.percentiles)
     cut = f"{data.truncated:,} longer ones are cut" if data.truncated else "none is longer"
     rows = [
@@ -67,7 +67,7 @@ def _print_data(data: DataFacts, launch: Launch, console: Console) -> None:
     print_totals(rows, console)
     print_warnings(data.notes, console)
     console.print()
-    console.print(Text("First example, as the model sees it; what carries loss is between » and «", style="bold"))
+    print_title(console, "First example, as the model sees it; what carries loss is between » and «")
     _print_example(data.first.pieces, console)
 
 
@@ -117,11 +117,11 @@ def render_dry_run(launch: Launch, probed: Probed | None, console: Console) -> N
         (f"accelerate's configuration ({CONFIG_FILE})", accelerate_config(launch.job.plan, launch.gpu)),
     ):
         console.print()
-        console.print(Text(title, style="bold"))
+        print_title(console, title)
         for line in text.splitlines():
             console.print(Text(f"  {clean(line)}"), soft_wrap=True)
     console.print()
-    console.print(Text("Command", style="bold"))
+    print_title(console, "Command")
     print_command(console, training_command(launch.job, launch.gpu).text)
     console.print()
     render_probed(probed, console)
@@ -155,17 +155,17 @@ def render_report(attempts: Sequence[Attempt], probed: Probed | None, console: C
     last = attempts[-1]
     result, job = last.ended.result, last.launch.job
     console.print()
-    console.print(Text(f"Trained: {result.step:,} steps", style="bold green"))
+    print_title(console, f"Trained: {result.step:,} steps", "bold green")
     print_totals([*_memory_rows(last, probed), *_result_rows(last), ("run folder", clean(_short(job.out)))], console)
     for attempt in attempts[:-1]:
         if attempt.aside is not None:
             print_paragraph(console, f"What ran out of memory before is in {_short(attempt.aside)}.", style="dim")
     console.print()
-    console.print(Text("To use it:", style="bold"))
+    print_title(console, "To use it:")
     for line in usage(last):
         console.print(Text(f"  {clean(line)}"), soft_wrap=True)
     if job.plan.method != "full":
-        console.print(Text("To merge it into the model:", style="bold"))
+        print_title(console, "To merge it into the model:")
         print_command(console, f"phi3-advise merge {_quoted(job.out)}")
 
 
@@ -227,10 +227,10 @@ def render_interrupted(attempt: Attempt, console: Console) -> None:
     print_paragraph(console, said, label="Stopped ", label_style="bold yellow", indent="  ")
     if result.checkpoint is None:
         print_paragraph(console, f"There is no checkpoint; what there is is in {_short(job.out)}.")
-        console.print(Text("To start it again:", style="bold"))
+        print_title(console, "To start it again:")
     else:
         print_paragraph(console, f"The last checkpoint is {_short(result.checkpoint)}.")
-        console.print(Text("To go on:", style="bold"))
+        print_title(console, "To go on:")
     print_command(console, resume_command(attempt.launch))
 
 

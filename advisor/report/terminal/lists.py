@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from advisor.report.language import localise_label
 from advisor.report.terminal.subject import print_model
 from advisor.report.terminal.text import print_paragraph
 from advisor.report.words import METHOD_NAMES, clean
@@ -70,10 +71,10 @@ def render_models(profiles: Sequence[ModelProfile], console: Console) -> None:
     reasons: dict[str, int] = {}
     for profile in profiles:
         arch = profile.architecture
-        launchable = Text("yes", style="green")
+        launchable = Text(localise_label("yes"), style="green")
         if not profile.launchable:
             number = reasons.setdefault(profile.launch_note, len(reasons) + 1)
-            launchable = Text(f"no ({number})", style="red")
+            launchable = Text(localise_label(f"no ({number})"), style="red")
         window = "–" if arch.window is None else f"{arch.window:,}"
         sizes = (short_count(arch.parameters), f"{arch.layers}", f"{arch.hidden_size:,}", f"{arch.max_positions:,}")
         table.add_row(Text(clean(profile.name)), *sizes, window, launchable)
@@ -88,5 +89,5 @@ def _table(*headings: str) -> Table:
     """A table without lines: names to the left, numbers to the right."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left", overflow="fold")
+        table.add_column(localise_label(heading), justify="right" if number else "left", overflow="fold")
     return table

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from advisor.report.language import localise_label
 from advisor.report.terminal.estimate import print_totals
 from advisor.report.terminal.subject import print_gpu, print_plan
-from advisor.report.terminal.text import joined, print_paragraph, print_warnings
+from advisor.report.terminal.text import joined, print_paragraph, print_title, print_warnings
 from advisor.report.words import clean, sentence
 from advisor.units import GIB, duration, gib, short_count, size
 
@@ -87,7 +87,7 @@ def _amount(size_bytes: int) -> str:
 def _print_tries(found: Found, console: Console) -> None:
     name = _NAMES[found.field]
     console.print()
-    console.print(Text(f"Largest {name}, by trying", style="bold"))
+    print_title(console, f"Largest {name}, by trying")
     for one in found.tries:
         peak = one.measurement.reserved_bytes
         said = "runs" if one.measurement.outcome == "ran" else "out of memory"
@@ -104,19 +104,19 @@ def _print_moments(answer: ProbeAnswer, console: Console) -> None:
     if not moments:
         return
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("Highest in each moment")
-    table.add_column("measured", justify="right")
+    table.add_column(localise_label("Highest in each moment"))
+    table.add_column(localise_label("measured"), justify="right")
     for prediction in answer.predictions:
-        table.add_column(f"{prediction.tier} said", justify="right")
+        table.add_column(localise_label(f"{prediction.tier} said"), justify="right")
     for moment, measured in moments.items():
-        row = [moment, _amount(measured)]
+        row = [localise_label(moment), _amount(measured)]
         row += [_compared(one.memory.moments.get(moment), measured) for one in answer.predictions]
         style = "bold" if moment == answer.measurement.at else ""
         table.add_row(*row, style=style)
     peak = answer.measurement.allocated_bytes
     if peak is not None:
         compared = [_compared(one.memory.allocated_bytes, peak) for one in answer.predictions]
-        table.add_row("peak", _amount(peak), *compared, style="bold")
+        table.add_row(localise_label("peak"), _amount(peak), *compared, style="bold")
     console.print()
     console.print(table)
 

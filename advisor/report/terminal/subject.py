@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from advisor.report.language import localise_label
 from advisor.report.terminal.text import joined, print_paragraph
 from advisor.report.words import METHOD_NAMES, clean, compute_facts, memory_facts, origin_of, precision
 from advisor.units import short_count
@@ -48,4 +49,5 @@ def print_plan(plan: Plan, console: Console) -> None:
         said += [f"dropout {plan.lora.dropout:g}"] if plan.lora.dropout else []
     said += ["frozen tensors upcast to fp32"] if plan.upcast_frozen else []
     said += ["outputs held through backward"] if plan.hold_outputs else []
-    print_paragraph(console, joined(*said), label=f"{METHOD_NAMES[plan.method]} · ", indent="  ")
+    name = localise_label(METHOD_NAMES[plan.method])
+    print_paragraph(console, joined(*map(localise_label, said)), label=f"{name} · ", indent="  ")

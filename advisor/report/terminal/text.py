@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import textwrap
-
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from advisor.report.language import localise, localise_label
+from advisor.report.terminal.wrapping import JOINT, SHORT_FACT, wrap_lines
 from advisor.report.words import clean
 
 WIDEST = 120
 """Columns beyond which lines are no easier to read."""
 
 _NO_BREAK = "\N{NO-BREAK SPACE}"
-_SHORT_FACT = 32
 
 
 def line_width(console: Console) -> int:
@@ -24,14 +23,13 @@ def line_width(console: Console) -> int:
 
 def joined(*facts: str) -> str:
     """Facts side by side; a short one is not broken, and the dot stays at the end of its line."""
-    whole = (fact.replace(" ", _NO_BREAK) if len(fact) <= _SHORT_FACT else fact for fact in facts)
-    return f"{_NO_BREAK}· ".join(whole)
+    return JOINT.join(fact.replace(" ", _NO_BREAK) if len(fact) <= SHORT_FACT else fact for fact in facts)
 
 
 def print_paragraph(
     console: Console, text: str, *, label: str = "", label_style: str = "bold", indent: str = "", style: str = ""
 ) -> None:
-    """Prints text broken at spaces only: a path or an option stays whole, however long.
+    """Prints text in the language of the screens, and in lines: a path or an option stays whole, however long.
 
     Args:
         console: where to.
@@ -41,22 +39,21 @@ def print_paragraph(
         indent: what comes before every other line.
         style: the text's style.
     """
+    label = localise_label(label)
     lines: list[str] = []
-    for part in text.splitlines() or [""]:
+    for part in localise(text).splitlines() or [""]:
         first = indent if lines else label
-        lines += textwrap.wrap(
-            clean(part.expandtabs()),
-            line_width(console),
-            initial_indent=first,
-            subsequent_indent=indent,
-            break_long_words=False,
-            break_on_hyphens=False,
-        ) or [first.rstrip()]
+        lines += wrap_lines(clean(part.expandtabs()), line_width(console), first=first, rest=indent)
     for number, line in enumerate(lines):
         shown = Text(line.replace(_NO_BREAK, " "), style=style)
         if number == 0:
             shown.stylize(label_style, 0, len(label))
         console.print(shown, soft_wrap=True)
+
+
+def print_title(console: Console, title: str, style: str = "bold") -> None:
+    """Prints a line of its own over what follows."""
+    console.print(Text(localise_label(title), style=style))
 
 
 def print_command(console: Console, command: str) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.text import Text
 
 from advisor.report.terminal.estimate import parameters_row, print_fit, print_sizes, print_totals, process_rows
 from advisor.report.terminal.subject import print_gpu, print_plan
-from advisor.report.terminal.text import joined, print_paragraph, print_warnings
+from advisor.report.terminal.text import joined, print_paragraph, print_title, print_warnings
 from advisor.report.words import clean, closed_form_words, replayed_words, short_operation
 from advisor.units import gib, short_count, size
 
@@ -77,7 +76,7 @@ def _print_tensors(rows: list[TensorRow], console: Console) -> None:
     from advisor.report.tensors import without_wrapper
 
     console.print()
-    console.print(Text("Largest tensors at the peak", style="bold"))
+    print_title(console, "Largest tensors at the peak")
     for row in rows:
         kind = row.kind
         number = f"{row.number} of {size(kind.nbytes)}"

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
+from advisor.report.language import localise, localise_label
 from advisor.report.terminal.text import line_width, print_paragraph
+from advisor.report.terminal.wrapping import pad
 from advisor.report.words import clean
 from advisor.units import duration, size
 
@@ -130,7 +133,8 @@ class TrainingDisplay:
             over = self._predicted_bytes is not None and held > self._predicted_bytes
             style = "yellow" if over else "green"
             yield _bar_line("memory", held / ceiling, self._memory(), width, style=style)
-        yield Text((" " * (_LABEL_WIDTH + 1) + " · ".join(self._facts()))[:width])
+        facts = " · ".join(map(localise, self._facts()))
+        yield Text(set_cell_size(" " * (_LABEL_WIDTH + 1) + facts, width).rstrip())
 
     @property
     def _ceiling_bytes(self) -> int | None:
@@ -167,7 +171,7 @@ class TrainingDisplay:
         self._said, self._said_at = self._progress.step, self._clock()
         said = [f"step {self._progress.step:,}/{self._progress.steps:,}", *self._facts()]
         said += [self._memory()] if self._memory() else []
-        self._console.print(Text(clean(" · ".join(said))), soft_wrap=True)
+        self._console.print(Text(clean(" · ".join(map(localise, said)))), soft_wrap=True)
 
 
 def is_redrawable(console: Console) -> bool:
@@ -181,8 +185,9 @@ def is_redrawable(console: Console) -> bool:
 
 def _bar_line(label: str, share: float, said: str, width: int, *, style: str) -> Text:
     """A name, a bar, and what the bar means in words; the words win where there is no room."""
-    room = width - _LABEL_WIDTH - 1 - len(said) - 2
-    line = Text(f"{label:<{_LABEL_WIDTH}} ", style="bold")
+    label, said = localise_label(label), localise(said)
+    room = width - _LABEL_WIDTH - 1 - cell_len(said) - 2
+    line = Text(f"{pad(label, _LABEL_WIDTH)} ", style="bold")
     if room >= _NARROWEST_BAR:
         filled = round(max(0.0, min(1.0, share)) * room)
         line.append("█" * filled, style=style).append("░" * (room - filled), style="dim").append("  ")
