@@ -45,12 +45,14 @@ SUBSTITUTIONS: tuple[tuple[str, str], ...] = (
     (r"(?=.*--probe)", "--device cpu --model small-phi3 --method lora"),
     (r"probe --plan", "--plan small.toml --device cpu --steps 2"),
     (r"train --plan", "--plan small.toml --device cpu --max-steps 1"),
-    (r"train --resume", "--device cpu --dry-run"),
+    (r"doctor", "--device cpu"),
     (r"$", "--gpu t4"),
 )
 """Where the words after `phi3-advise` match, these are added, so that no GPU, no download and no hour is needed: the
 small model trains on the CPU for a step, and the GPU of no machine is asked about. Of an option that is given twice
 the last one counts."""
+
+ENVIRONMENT = {"COLUMNS": "80", "LC_ALL": "C.UTF-8", "HF_HUB_OFFLINE": "1"}
 
 SMALL_PLAN = """\
 model = "small-phi3"
@@ -154,7 +156,12 @@ class Folder:
         done = subprocess.run(
             [*program, *words[1:]],
             cwd=self.path,
-            env={**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "80", "LC_ALL": "C.UTF-8", "HF_HUB_OFFLINE": "1"},
+            env={
+                **inherited,
+                "PYTHONPATH": str(ROOT),
+                **ENVIRONMENT,
+                "PHI3_ADVISE_STATE": str(self.path.parent / "state"),
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
