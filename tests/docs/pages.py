@@ -151,7 +151,7 @@ class Folder:
 
     def _execute(self, words: list[str]) -> tuple[str, int]:
         program = [sys.executable, "-m", "advisor"] if words[0] == "phi3-advise" else [words[0]]
-        hidden = {"NO_COLOR", "FORCE_COLOR", "LANG", "LC_ALL", "LC_MESSAGES", "LANGUAGE"}
+        hidden = {"PHI3_ADVISE_LANG", "NO_COLOR", "FORCE_COLOR", "LANG", "LC_ALL", "LC_MESSAGES", "LANGUAGE"}
         inherited = {name: value for name, value in os.environ.items() if name not in hidden}
         done = subprocess.run(
             [*program, *words[1:]],
