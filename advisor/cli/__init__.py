@@ -11,7 +11,7 @@ from advisor.cli.completion import complete_gpus, complete_models, complete_reci
 from advisor.cli.help import HelpContext
 from advisor.cli.language import lang_option, language_asked
 from advisor.errors import AdvisorError, InputError
-from advisor.report.language import localise, speaking
+from advisor.report.language import localise_label, speaking
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -254,7 +254,7 @@ def _run(words: list[str]) -> int:
         hint = f"See {error.ctx.command_path} --help." if error.ctx else "See phi3-advise --help."
         return _fail(InputError(error.format_message(), hint=hint), words)
     except (KeyboardInterrupt, click.Abort):
-        sys.stderr.write(f"\n{localise('Stopped.')}\n")
+        sys.stderr.write(f"\n{localise_label('Stopped.')}\n")
         return 130
     except BrokenPipeError:
         _silence_stdout()

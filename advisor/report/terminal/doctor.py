@@ -28,7 +28,9 @@ def render_doctor(checks: Iterable[Check], console: Console) -> list[Check]:
         label = (
             f" {pad(localise_label(_WORDS[check.verdict]), 5)} {pad(localise_label(clean(check.name)), _NAME_WIDTH)} "
         )
-        print_paragraph(console, check.found, label=label, label_style=_STYLES[check.verdict], indent=_INDENT)
+        print_paragraph(
+            console, localise_label(check.found), label=label, label_style=_STYLES[check.verdict], indent=_INDENT
+        )
         if check.remedy:
             print_paragraph(console, check.remedy, label=_INDENT, indent=_INDENT, style="dim")
         made.append(check)
