@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from advisor.launch.command import Command
 from advisor.launch.result import last_checkpoint, last_step, log_tail, read_result
+from advisor.report.language import localise
 from advisor.training.log import LOG
 from advisor.training.outcome import RESULT, Result
 from advisor.training.run import PID
@@ -131,7 +132,7 @@ class _Training:
     def _receive(self, number: int, _: FrameType | None) -> None:
         self.received.append(number)
         if len(self.received) == 1:
-            _say("Stopping after this step, to save it. Ctrl-C once more stops at once.")
+            _say(localise("Stopping after this step, to save it. Ctrl-C once more stops at once."))
             self._stop(number)
         elif number == signal.SIGINT:
             self.killed = True

@@ -15,7 +15,7 @@ _PHRASE = r"(?:(?!\. [A-Z]|; ).)+?"
 _KANA_OR_KANJI = re.compile(r"[ぁ-ゖァ-ヺー々一-鿿]")
 _LATIN = re.compile(r"[A-Za-z0-9%'\"`)\]]")
 _MARKS = "（）「」『』、。：！？"
-_FIELD = re.compile(r"([\w.]+(?:\[\w+\])?(?: = [^ ]+)?): (.+)")
+_FIELD = re.compile(r"([\w.]+(?:, [\w.]+)*(?:\[\w+\])?(?: = [^ ]+)?): (.+)")
 _SENTENCE_END = re.compile(r"(?<=[.!?]) +")
 _SENTENCE_ENDS = ("。", "！", "？")
 _FULL_WIDTH_END = (*_SENTENCE_ENDS, "：", "、", "）")
@@ -191,7 +191,7 @@ class Catalogue:
         folded = _folded(text)
         if folded in self._exact:
             return self._exact[folded]
-        if " " not in text:
+        if " " not in text and not text.startswith("("):
             return self._words.get(text) if words else None
         for opening in dict.fromkeys((folded.partition(" ")[0], "")):
             for template in self._by_opening.get(opening, ()):

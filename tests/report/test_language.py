@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 import pytest
 from rich.cells import cell_len
+from rich.console import Console
 
 from advisor.cli import _SUBCOMMANDS, main
 from advisor.errors import InputError
@@ -25,7 +26,9 @@ from advisor.profiles import gpu_names, model_names
 from advisor.report import language
 from advisor.report.catalogue import Template
 from advisor.report.language import check_language, language_of, languages, listening, localise, speaking
+from advisor.report.terminal import render_trace
 from advisor.report.terminal.wrapping import _NO_LINE_BEGINS_WITH, _NO_LINE_ENDS_WITH, wrap_lines
+from advisor.traced import TracedPlan
 
 ROOT = Path(__file__).resolve().parents[2]
 JAPANESE = re.compile(r"[぀-ヿ一-鿿]")
@@ -202,6 +205,7 @@ def _everything_said() -> Iterator[str]:
     yield "4-bit matmul on {}\nmatmul on {}\nattention on {}"  # doctor puts a trial and a device together
     yield from map(os.strerror, range(1, 40))
     yield "It needs {} of {}, {} to spare{}"  # the main screen says "It" and the reason
+    yield "autograd's thread, the caller's thread"  # "autograd" and "the caller's", in the allocator's words
     yield "unified memory"  # Apple's products are called so
 
 
@@ -304,6 +308,16 @@ def test_an_estimate_explains_its_terms_in_japanese(plan_file: str) -> None:
     said = shown("estimate", "--plan", plan_file, "--explain", "--lang", "ja")
     assert "4bitの重み行列（1バイトに2要素）" in "".join(said.split())
     assert "出典：" in said
+
+
+def test_a_trace_is_told_in_japanese(small_step: TracedPlan) -> None:
+    console = Console(file=io.StringIO(), width=80)
+    with speaking("ja"), listening() as heard:
+        render_trace(small_step, console)
+    catalogue = language._catalogue("ja")
+    left = {text: left_in_english(catalogue.render(text, words=True)) for text in heard}
+    assert not {text: words for text, words in left.items() if words}
+    assert all(cell_len(line.rstrip()) <= 80 for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
 
 
 def numbers(text: str) -> set[str]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # a screen loads no more of the rest than its own values did
 
 def print_gpu(gpu: Gpu, console: Console) -> None:
     """What the GPU is, how much of it can be had, what it computes in."""
-    text = joined(f"({origin_of(gpu)})", *memory_facts(gpu))
+    text = joined(*map(localise_label, (f"({origin_of(gpu)})", *memory_facts(gpu))))
     print_paragraph(console, text, label=f"{clean(gpu.name)} ", indent="  ")
     print_paragraph(console, joined(*compute_facts(gpu)), label="  ", indent="  ")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from advisor.report.language import localise_label
 from advisor.report.terminal.estimate import parameters_row, print_fit, print_sizes, print_totals, process_rows
 from advisor.report.terminal.subject import print_gpu, print_plan
 from advisor.report.terminal.text import joined, print_paragraph, print_title, print_warnings
@@ -81,7 +82,13 @@ def _print_tensors(rows: list[TensorRow], console: Console) -> None:
         kind = row.kind
         number = f"{row.number} of {size(kind.nbytes)}"
         print_paragraph(
-            console, joined(f"{size(row.total_bytes):>12}", number, f"{kind.dtype} {kind.shape_text}", kind.component)
+            console,
+            joined(
+                f"{size(row.total_bytes):>12}",
+                number,
+                f"{kind.dtype} {kind.shape_text}",
+                localise_label(kind.component),
+            ),
         )
         whose = joined(clean(without_wrapper(row.module)) or "no module", clean(short_operation(kind.operation)))
         print_paragraph(console, whose, label=" " * 14, indent=" " * 14, style="dim")
