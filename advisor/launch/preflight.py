@@ -14,8 +14,9 @@ from advisor.hardware import Gpu, Host, host
 from advisor.launch.command import training_command
 from advisor.launch.device_check import DeviceCheck, check_device
 from advisor.launch.folder import occupied_by
+from advisor.launch.host_ram import RamNeed, ram_need
 from advisor.launch.model import ModelFiles, find_files
-from advisor.launch.storage import SMALL_FILES_BYTES, DiskNeed, disk_need, loading_ram_bytes
+from advisor.launch.storage import SMALL_FILES_BYTES, DiskNeed, disk_need
 from advisor.plan import Plan
 from advisor.training.job import Job
 from advisor.units import gib, size
@@ -55,6 +56,10 @@ class Preflight:
     """Rows that can be used; None where the data cannot be read."""
 
     check: DeviceCheck
+    ram: RamNeed | None = None
+    """None on the processor, whose memory is the plan's."""
+
+    ram_available_bytes: int | None = None
 
     @property
     def exit_code(self) -> int:
@@ -91,8 +96,18 @@ def preflight(
     problems += _package_problems(job)
     need = disk_need(job.plan, arch, keep=job.keep_checkpoints) if arch is not None else None
     problems += disk_problems(job, need, model)
-    problems += ram_problems(model, gpu, spilled_bytes)
-    return Preflight(problems=tuple(problems), disk=need, model=model, rows=rows, check=check)
+    machine = host()
+    ram = ram_need(job.plan, arch, model, gpu, spilled_bytes=spilled_bytes, cpu_count=machine.cpu_count)
+    problems += ram_problems(ram, machine)
+    return Preflight(
+        problems=tuple(problems),
+        disk=need,
+        model=model,
+        rows=rows,
+        check=check,
+        ram=ram,
+        ram_available_bytes=machine.ram_available_bytes,
+    )
 
 
 def _problem(error: AdvisorError) -> Problem:
@@ -197,21 +212,20 @@ def _file_system(folder: str) -> tuple[str, int | None]:
     return str(os.stat(path).st_dev), host(path).disk_free_bytes
 
 
-def ram_problems(model: ModelFiles | None, gpu: Gpu, spilled_bytes: int, machine: Host | None = None) -> list[Problem]:
+def ram_problems(need: RamNeed | None, machine: Host) -> list[Problem]:
     """Host RAM for loading the weights and for paged optimizer states."""
-    largest = model.largest_file_bytes if model is not None else None
-    need = loading_ram_bytes(largest or 0, spilled_bytes, gpu)
-    available = (machine or host()).ram_available_bytes
-    if available is None or need <= available:
+    available = machine.ram_available_bytes
+    if need is None or available is None or need.required_bytes <= available:
         return []
-    parts = []
-    if largest:
-        parts.append(f"weight files of up to {gib(largest)} while loading")
-    if spilled_bytes:
-        parts.append(f"{gib(spilled_bytes)} of paged optimizer states")
+    parts = [f"{gib(need.process_bytes)} for the process itself"]
+    if need.spilled_bytes > need.staging_bytes:
+        parts.append(f"{gib(need.spilled_bytes)} of paged optimizer states")
+    else:
+        parts.append(f"{gib(need.staging_bytes)} for weights on their way to the GPU")
+    what = f"{gib(available)} of host RAM is free, and the run takes up to {gib(need.required_bytes)}"
     return [
         Problem(
-            what=f"{gib(available)} of host RAM is free, and the run takes up to {gib(need)}: {' or '.join(parts)}.",
+            what=f"{what}: {' and '.join(parts)}.",
             hint="Close other programs, or take a method with smaller states: --method lora",
             exit_code=3,
         )

@@ -1,21 +1,16 @@
-"""How much disk and host RAM a run takes, computed from its plan."""
+"""How much disk a run takes, computed from its plan."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from advisor.architecture import Architecture
-from advisor.hardware import Gpu
 from advisor.memory.step import trained_elements
 from advisor.plan import ITEMSIZE, Plan
-from advisor.units import GIB, MIB
+from advisor.units import MIB
 
 SMALL_FILES_BYTES = 64 * MIB
 """Tokenizer, logs, metrics, states of the random generators: a few MiB each on the small model, rounded up."""
-
-TRAINER_RAM_BYTES = 3 * GIB
-"""Host RAM of the training process with CUDA started, beside what loading takes: Python, torch's CUDA libraries and a
-pinned buffer; assumed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,14 +55,4 @@ def state_bytes(plan: Plan) -> int:
     return 8 if plan.optimizer == "paged_adamw_32bit" else 2 * trained_itemsize(plan)
 
 
-def loading_ram_bytes(largest_file_bytes: int, spilled_bytes: int, gpu: Gpu) -> int:
-    """Host RAM while weights go to a GPU: at worst one file of them is resident, then the paged states.
-
-    safetensors maps files, so the system may drop their pages again; the whole file is the safe figure.
-    """
-    if gpu.backend == "cpu":
-        return 0  # the plan's memory is host RAM already
-    return TRAINER_RAM_BYTES + max(largest_file_bytes, spilled_bytes)
-
-
-__all__ = ["DiskNeed", "disk_need", "loading_ram_bytes"]
+__all__ = ["DiskNeed", "disk_need"]

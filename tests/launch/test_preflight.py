@@ -15,7 +15,7 @@ from advisor.hardware import Gpu, Host, what_if
 from advisor.launch import preflight as module
 from advisor.launch.device_check import DeviceCheck, check_device
 from advisor.launch.model import find_files, locate_model
-from advisor.launch.preflight import Preflight, preflight, raise_problems, ram_problems
+from advisor.launch.preflight import Preflight, preflight, raise_problems
 from advisor.launch.storage import disk_need
 from advisor.plan import Plan
 from advisor.profiles import default_plan, find_model, load_gpu, load_model
@@ -171,15 +171,6 @@ def test_the_disk_is_computed_from_the_plan(make_job: MakeJob, cpu: Gpu, monkeyp
 def test_a_checkpoint_is_what_is_trained_and_the_optimizer_s_states(plan: Plan, checkpoint: int, final: int) -> None:
     need = disk_need(plan, MINI.architecture, keep=2)
     assert (need.checkpoint_bytes, need.final_bytes, need.checkpoints) == (checkpoint, final, 3)
-
-
-def test_host_ram_has_to_hold_paged_states_or_a_weight_file(cpu: Gpu) -> None:
-    t4 = what_if(load_gpu("t4"))
-    colab = Host(ram_bytes=13 * GIB, ram_available_bytes=11 * GIB, disk_free_bytes=None, cpu_count=2)
-    files = module.ModelFiles(path="x", weight_bytes=8 * GIB, largest_file_bytes=5 * GIB, download_bytes=0)
-    assert ram_problems(files, t4, 0, colab) == []
-    assert "9.00 GiB of paged" in ram_problems(files, t4, 9 * GIB, colab)[0].what
-    assert ram_problems(files, cpu, 0, colab) == []
 
 
 def test_bitsandbytes_is_asked_for_only_where_the_plan_needs_it(

@@ -18,6 +18,7 @@ from advisor.units import duration, gib, size
 if TYPE_CHECKING:  # this screen loads no more of the rest than its own values did
     from advisor.launch.attempt import Attempt
     from advisor.launch.data import DataFacts
+    from advisor.launch.host_ram import RamNeed
     from advisor.launch.probing import Probed
     from advisor.launch.resolve import Launch
     from advisor.launch.stepdown import StepDown
@@ -104,7 +105,19 @@ def _what_it_takes(launch: Launch) -> list[tuple[str, str]]:
     if disk is not None:
         parts = f"{disk.checkpoints} checkpoints of {size(disk.checkpoint_bytes)}, {size(disk.final_bytes)} at the end"
         rows.append(("disk", f"up to {size(disk.total_bytes)}: {parts}"))
+    if launch.preflight.ram is not None:
+        rows.append(("host RAM", _ram(launch.preflight.ram, launch.preflight.ram_available_bytes)))
     return rows
+
+
+def _ram(need: RamNeed, available_bytes: int | None) -> str:
+    """What has to be there, and what is seen beside it while there is room."""
+    said = f"up to {size(need.required_bytes)}"
+    if available_bytes is not None:
+        said += f" of {size(available_bytes)} free"
+    if need.mapped_bytes:
+        said += f"; while loading, {size(need.mapped_bytes)} of weight files on top, as far as there is room"
+    return said
 
 
 def render_dry_run(launch: Launch, probed: Probed | None, console: Console) -> None:
@@ -199,6 +212,9 @@ def _memory_rows(attempt: Attempt, probed: Probed | None) -> Iterable[tuple[str,
         said = f"{size(attempt.ended.host_peak_bytes)} resident at the peak"
         if attempt.launch.gpu.backend == "cpu" and attempt.launch.memory is not None:
             said += f" ({size(attempt.launch.memory.total_bytes)} predicted, libraries included)"
+        need = attempt.launch.preflight.ram
+        if need is not None and need.mapped_bytes:
+            said += f" ({size(need.required_bytes)} predicted, and up to {size(need.mapped_bytes)} of weight files)"
         yield "host RAM", said
 
 

@@ -1,0 +1,146 @@
+"""Host RAM while weights load: what is computed, and what a process really holds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from advisor.hardware import Gpu, Host, what_if
+from advisor.launch.host_ram import PROCESS_BYTES, RamNeed, largest_tensor, ram_need
+from advisor.launch.model import ModelFiles
+from advisor.launch.preflight import ram_problems
+from advisor.plan import Plan
+from advisor.profiles import default_plan, load_gpu, load_model
+from advisor.units import GIB, MIB
+
+MINI = load_model("phi-3-mini-4k").architecture
+T4 = what_if(load_gpu("t4"))
+FILES = ModelFiles(path="x", weight_bytes=7_642_159_104, largest_file_bytes=4_972_489_328, download_bytes=0)
+COLAB = Host(ram_bytes=12_700_000_000, ram_available_bytes=11 * GIB, disk_free_bytes=None, cpu_count=2)
+
+# A process that loads a model as load_model does. What the device would hold is made on the host, as a copy to CUDA
+# makes it, and let go: there is no GPU here.
+LOADING = """
+import json, sys, threading, time
+import torch, transformers.core_model_loading as loading
+from transformers import AutoModelForCausalLM
+import transformers.models.phi3.modeling_phi3
+
+def copy(tensor, device=None, dtype=None):
+    return torch.max(tensor[...].to(dtype)).to("meta").expand(tensor.get_shape())
+
+def resident():
+    fields = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return {name: int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile")}
+
+def watch():
+    while not done:
+        for name, value in resident().items():
+            peak[name] = max(peak[name], value)
+        time.sleep(0.001)
+
+loading._materialize_copy = copy
+torch.set_num_threads(1)
+done, before = False, resident()
+peak = dict(before)
+thread = threading.Thread(target=watch)
+thread.start()
+AutoModelForCausalLM.from_pretrained(
+    sys.argv[1], dtype=getattr(torch, sys.argv[2]), device_map={"": "cpu"}, use_safetensors=True
+)
+done = True
+thread.join()
+print(json.dumps({name: peak[name] - before[name] for name in peak} | {"threads": loading.GLOBAL_WORKERS}))
+"""
+
+
+def need(plan: Plan, gpu: Gpu = T4, *, spilled_bytes: int = 0) -> RamNeed:
+    found = ram_need(plan, MINI, FILES, gpu, spilled_bytes=spilled_bytes, cpu_count=2)
+    assert found is not None
+    return found
+
+
+def plan(method: str) -> Plan:
+    return default_plan(method, model="phi-3-mini-4k", bfloat16=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("method", "staging"),
+    [
+        ("lora", 2 * 32064 * 3072 * 2),  # Colab's two processors: two threads, the embedding each, in fp16
+        ("qlora", 32064 * 3072 * 2),  # quantised while loading: one thread
+        ("full", 2 * 32064 * 3072 * 4),  # fp32 on a T4
+    ],
+)
+def test_phi_3_mini_loads_within_colab_s_ram_by_every_method(method: str, staging: int) -> None:
+    found = need(plan(method))
+    assert found.staging_bytes == staging
+    assert found.required_bytes == PROCESS_BYTES + staging
+    assert found.required_bytes < 4 * GIB
+    # Even where the system takes no page back.
+    assert found.resident_bytes < 12_700_000_000
+    assert ram_problems(found, COLAB) == []
+
+
+def test_paged_states_are_in_host_ram_after_loading(cpu: Gpu) -> None:
+    found = need(plan("lora"), spilled_bytes=9 * GIB)
+    assert found.required_bytes == PROCESS_BYTES + 9 * GIB
+    (problem,) = ram_problems(found, COLAB)
+    assert "9.00 GiB of paged" in problem.what
+    assert ram_need(plan("lora"), MINI, FILES, cpu, spilled_bytes=9 * GIB) is None
+
+
+def test_too_little_ram_for_the_process_is_said() -> None:
+    (problem,) = ram_problems(need(plan("lora")), replace(COLAB, ram_available_bytes=2 * GIB))
+    assert "2.00 GiB of host RAM is free" in problem.what
+    assert "on their way to the GPU" in problem.what
+
+
+def test_a_model_of_unknown_form_takes_its_largest_file() -> None:
+    found = ram_need(plan("lora"), None, FILES, T4)
+    assert found is not None
+    assert found.staging_bytes == FILES.largest_file_bytes
+
+
+def test_windows_sets_memory_aside_for_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    found = need(plan("lora"))
+    assert found.required_bytes > PROCESS_BYTES + FILES.weight_bytes  # type: ignore[operator]
+    assert found.mapped_bytes == 0
+
+
+def test_the_largest_tensor_is_the_embedding_or_the_widest_matrix() -> None:
+    assert largest_tensor(MINI) == 32064 * 3072
+    wide = load_model("phi-4").architecture
+    assert largest_tensor(wide) == 100352 * 5120
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory by kind is Linux's to tell")
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_loading_holds_a_few_converted_tensors_and_maps_every_file(tmp_path: Path, dtype: str) -> None:
+    from small_model import VOCABULARY, small_config
+    from transformers import AutoModelForCausalLM, Phi3Config
+
+    config = small_config(hidden=512, layers=8)
+    del config["model_type"]
+    import torch
+
+    model = AutoModelForCausalLM.from_config(Phi3Config(**config), dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "model", max_shard_size="40MB")
+    files = list((tmp_path / "model").glob("*.safetensors"))
+    stored = sum(file.stat().st_size for file in files)
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING, tmp_path / "model", dtype], capture_output=True, text=True, check=True
+    )
+    rose = json.loads(done.stdout)
+    staging = rose["threads"] * VOCABULARY * 512 * {"float16": 2, "float32": 4}[dtype]
+    assert len(files) > 2
+    assert rose["RssFile"] > 0.95 * stored  # all files at once, not one of them
+    # What the C library keeps of freed tensors under its 32 MiB threshold comes on top; the model itself would be
+    # 99 or 198 MiB.
+    assert rose["RssAnon"] < staging + 32 * MIB
