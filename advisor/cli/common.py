@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,9 @@ from advisor.plan import Plan
 from advisor.profiles import Backend, GpuProfile, load_gpu, plan_with_defaults, read_toml
 from advisor.report.language import localise, localise_label
 from advisor.units import parse_size
+
+if TYPE_CHECKING:  # rich is for the screens
+    from rich.console import Console
 
 TYPICAL_GPU = "t4"
 """Answered for where there is no GPU and none is named: what Colab gives away."""
@@ -185,7 +188,7 @@ def print_json(value: dict[str, Any]) -> None:
 
 @contextmanager
 def progress_line(debug: bool = False, what: str = "Tracing") -> Iterator[Callable[[str], None]]:
-    """A line on stderr that says what is being done; nothing where nobody looks.
+    """A line on stderr that says what is being done; in a notebook a line for each part, and none in a pipe.
 
     The libraries that are run say things that are not about this run; they are kept quiet unless --debug is given.
     """
@@ -196,9 +199,27 @@ def progress_line(debug: bool = False, what: str = "Tracing") -> Iterator[Callab
         if not console.is_terminal:
             yield lambda _: None
             return
+        from advisor.report.terminal.training import is_redrawable
+
+        if not is_redrawable(console):
+            yield _say_each(console, what)
+            return
         # The plain spinner: every encoding has its characters.
         with console.status(localise_label(what), spinner="line") as status:
             yield lambda part: status.update(f"{localise_label(what)}: {localise_label(part)}")
+
+
+def _say_each(console: Console, what: str) -> Callable[[str], None]:
+    """Prints a line whenever another part begins."""
+    said = ""
+
+    def say(part: str) -> None:
+        nonlocal said
+        if part != said:
+            said = part
+            console.print(f"{what}: {part}", style="dim", soft_wrap=True)
+
+    return say
 
 
 @contextmanager

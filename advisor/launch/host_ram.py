@@ -77,9 +77,7 @@ def ram_need(
     if sys.platform == "win32":
         # Windows sets memory aside for whatever it maps so (transformers 5.23, modeling_utils.py, on its backends).
         largest, mapped = largest + mapped, 0
-    return RamNeed(
-        process_bytes=PROCESS_BYTES, staging_bytes=largest, mapped_bytes=mapped, spilled_bytes=spilled_bytes
-    )
+    return RamNeed(process_bytes=PROCESS_BYTES, staging_bytes=largest, mapped_bytes=mapped, spilled_bytes=spilled_bytes)
 
 
 def largest_tensor(arch: Architecture) -> int:

@@ -20,7 +20,7 @@ from advisor.launch.storage import disk_need
 from advisor.plan import Plan
 from advisor.profiles import default_plan, find_model, load_gpu, load_model
 from advisor.training.job import Job
-from advisor.units import GIB, MIB
+from advisor.units import MIB
 
 MINI = load_model("phi-3-mini-4k")
 MakeJob = Callable[..., Job]
