@@ -208,7 +208,7 @@ def weights_to_save(model: Any) -> Mapping[str, torch.Tensor]:
     if hasattr(model, "peft_config"):
         from peft import get_peft_model_state_dict
 
-        found: dict[str, torch.Tensor] = get_peft_model_state_dict(model)
+        found: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     else:
         found = model.state_dict()
     return {name: tensor.contiguous() for name, tensor in found.items()}

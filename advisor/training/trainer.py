@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,35 +70,25 @@ def steps_of(plan: Plan, rows: int) -> int:
 
 
 class EpochBatches(BatchSampler):
-    """Batches of a sampler that has another order in each epoch; Trainer tells it where it resumes, too.
+    """Batches of a sampler that has another order in each epoch.
+
+    The epoch is asked for when it begins: a loader that skips what a resumed run has trained on keeps its batch
+    sampler, but accelerate up to 1.14 forgets the epoch there, and would go through the first one's order again.
 
     Args:
         order: a sampler with `set_epoch`.
         size: rows in a batch; the last may have fewer.
+        epoch: tells which epoch it is.
     """
 
-    def __init__(self, order: Any, size: int) -> None:
+    def __init__(self, order: Any, size: int, epoch: Callable[[], int]) -> None:
         super().__init__(order, size, drop_last=False)
         self._order = order
+        self._epoch = epoch
 
-    def set_epoch(self, epoch: int) -> None:
-        """Pass it on."""
-        self._order.set_epoch(epoch)
-
-
-class EpochLoader(DataLoader[Any]):
-    """A loader that is told which epoch it is; batches stay on the host until their turn.
-
-    A generator of its own leaves torch's random state alone.
-    """
-
-    def __init__(self, rows: Any, batches: EpochBatches, collator: Callable[[list[Any]], Any]) -> None:
-        super().__init__(rows, batch_sampler=batches, collate_fn=collator, generator=torch.Generator())
-        self._batches = batches
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Trainer before each epoch."""
-        self._batches.set_epoch(epoch)
+    def __iter__(self) -> Iterator[list[int]]:
+        self._order.set_epoch(self._epoch())
+        yield from super().__iter__()
 
 
 class PlanTrainer(Trainer):
@@ -174,9 +164,14 @@ class PlanTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def get_train_dataloader(self) -> EpochLoader:
-        """In the order of the sampler."""
-        return EpochLoader(self._rows, EpochBatches(self._order, self._plan.micro_batch), self.data_collator)
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """In the order of the sampler; a generator of its own leaves torch's random state alone."""
+        micro_steps = math.ceil(len(self._rows) / self._plan.micro_batch)
+        steps = math.ceil(micro_steps / self._plan.gradient_accumulation)
+        batches = EpochBatches(self._order, self._plan.micro_batch, lambda: self.state.global_step // steps)
+        return DataLoader(
+            self._rows, batch_sampler=batches, collate_fn=self.data_collator, generator=torch.Generator()
+        )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """In the order of the rows."""

@@ -161,8 +161,10 @@ def test_a_full_model_loads_with_the_same_logits_and_generates(small_model: Path
 def test_wrappers_around_the_model_leave_no_trace(method: str, small_model: Path, tmp_path: Path) -> None:
     """Autocast's forward and torch.compile's module, as a trainer puts them on."""
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from safetensors.torch import load_file
 
+    AcceleratorState._reset_state()  # a process has one, of whatever trained in it before
     plan = make_plan(method)
     model = train(plan, small_model)
     save_artefacts(model, phi3_tokenizer(), str(tmp_path / "plain"), plan=plan, card=card(small_model))

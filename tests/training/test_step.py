@@ -24,7 +24,7 @@ def losses(plan: Plan, architecture: dict[str, Any], steps: int) -> tuple[list[f
     def remember(_: Any, __: Any, output: Any) -> None:
         seen.append(output["loss"].item())
 
-    built.causal_lm.register_forward_hook(remember)
+    built.model.register_forward_hook(remember)
     turns: list[str] = []
     trained = [p for p in built.model.parameters() if p.requires_grad]
     step = Step(built.model, torch.optim.AdamW(trained, lr=2e-2), settings_of(plan), turns.append)
