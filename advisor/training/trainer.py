@@ -169,9 +169,7 @@ class PlanTrainer(Trainer):
         micro_steps = math.ceil(len(self._rows) / self._plan.micro_batch)
         steps = math.ceil(micro_steps / self._plan.gradient_accumulation)
         batches = EpochBatches(self._order, self._plan.micro_batch, lambda: self.state.global_step // steps)
-        return DataLoader(
-            self._rows, batch_sampler=batches, collate_fn=self.data_collator, generator=torch.Generator()
-        )
+        return DataLoader(self._rows, batch_sampler=batches, collate_fn=self.data_collator, generator=torch.Generator())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """In the order of the rows."""
