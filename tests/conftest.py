@@ -13,6 +13,9 @@ import pytest
 
 _STUB = Path(__file__).parent / "nvml_stub" / "nvml_stub.c"
 os.environ["PHI3_ADVISE_LANG"] = "en"  # what tests read is English, whatever the language of whoever runs them
+# Workers whose products each take every core wait for one another: three times the time on two cores.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
 _READ_BY_DETECTION = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
 
 
