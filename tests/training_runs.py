@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def run_here(job: Job) -> dict[str, Any]:
     return session.facts()
 
 
-def start(job: Job, **options: Any) -> subprocess.Popen[str]:
+def start(job: Job, program: Sequence[str] = ("-m", "advisor.training.run"), **options: Any) -> subprocess.Popen[str]:
     """A job in a process of its own, as accelerate starts it."""
     folder = Path(job.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,7 @@ def start(job: Job, **options: Any) -> subprocess.Popen[str]:
     write_job(job, str(path))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "advisor.training.run", str(path)],
+        [sys.executable, *program, str(path)],
         env=environment,
         **{
             "stdin": subprocess.DEVNULL,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from advisor.hardware import Gpu
     from advisor.launch import Attempt, Launch, StepDown
     from advisor.launch.probing import Probed
+    from advisor.launch.resume import Said
 
 Resolve = Callable[[Callable[[str], None]], "Launch"]
 
@@ -265,12 +266,25 @@ def hyperparameters(**given: Any) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def resumed(out: str | None, device: str | None, data: str | None, length: dict[str, Any]) -> Resolve:
+def resumed(out: str | None, device: str | None, said: Said, **fixed: object) -> Resolve:
     """The resolver of a run that goes on.
 
+    Args:
+        out: the run folder.
+        device: where it goes on; None where it was.
+        said: what may be another than before.
+        fixed: options that say what the run's own plan says, by name; None where one was not given.
+
     Raises:
-        InputError: no folder is named.
+        InputError: no folder is named, or the run would have to be another.
     """
+    given = [f"--{name.replace('_', '-')}" for name, value in fixed.items() if value is not None]
+    if given:
+        raise InputError(
+            f"A run that is resumed goes on by its own plan: {', '.join(given)} cannot be given.",
+            why="With other settings its states would mean something else.",
+            hint="Leave that out; --epochs and --max-steps may be longer than they were.",
+        )
     if out is None:
         raise InputError("--resume needs the run's folder.", hint="Name it: --resume --out runs/…")
     folder = os.path.abspath(os.path.expanduser(out))
@@ -279,9 +293,7 @@ def resumed(out: str | None, device: str | None, data: str | None, length: dict[
         from advisor.cli.common import detect_gpu
         from advisor.launch import resolve_resumed
 
-        launch = resolve_resumed(folder, detect_gpu(device) if device else None, require_device, data)
-        training = replace(launch.job.plan.training, **length)
-        return replace(launch, job=replace(launch.job, plan=replace(launch.job.plan, training=training)))
+        return resolve_resumed(folder, detect_gpu(device) if device else None, require_device, said)
 
     return resolve
 

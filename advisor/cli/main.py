@@ -153,7 +153,32 @@ def launch_advised(
         probe=probe is not False,
     )
     if resume:
-        return conduct(resumed(out, device, data, hyperparameters(epochs=epochs, max_steps=max_steps)), how)
+        from advisor.launch.resume import Said
+
+        said = Said(
+            data=data,
+            length=hyperparameters(epochs=epochs, max_steps=max_steps),
+            skip_bad_rows=skip_bad_rows,
+            report_to=report_to,
+            trust_remote_code=trust_remote_code,
+        )
+        resolver = resumed(
+            out,
+            device,
+            said,
+            model=model,
+            method=method,
+            seq_len=seq_len,
+            effective_batch=effective_batch,
+            lora_rank=lora_rank,
+            target_modules=target_modules,
+            prefer=prefer,
+            learning_rate=learning_rate,
+            packing=packing,
+            compile=compiled or None,
+            seed=seed,
+        )
+        return conduct(resolver, how)
     if data is None:
         raise InputError("--launch needs --data.", hint="phi3-advise --launch --data train.jsonl")
     length = _seq_len(seq_len)

@@ -63,6 +63,7 @@ def command(
     phi3-advise train --plan plan.toml --data train.jsonl
     phi3-advise train --plan plan.toml --data train.jsonl --device cpu --max-steps 10
     phi3-advise train --resume --out runs/phi-3-mini-4k-lora-20260801-142233
+    phi3-advise train --resume --out runs/phi-3-mini-4k-lora-20260801-142233 --epochs 3
     """
     from advisor.cli.launch import Conduct, conduct, hyperparameters, require_device, resumed
 
@@ -70,13 +71,16 @@ def command(
     length = hyperparameters(epochs=epochs, max_steps=max_steps)
     rest = hyperparameters(learning_rate=learning_rate, seed=seed)
     if resume:
-        if path is not None or rest:
-            raise InputError(
-                "A run that is resumed goes on by its own plan.",
-                why="With another learning rate or seed its states would mean something else.",
-                hint="Leave --plan, --learning-rate and --seed out; --epochs and --max-steps may be longer.",
-            )
-        ctx.exit(conduct(resumed(out, device, data, length), how))
+        from advisor.launch.resume import Said
+
+        said = Said(
+            data=data,
+            length=length,
+            skip_bad_rows=skip_bad_rows,
+            report_to=report_to,
+            trust_remote_code=trust_remote_code,
+        )
+        ctx.exit(conduct(resumed(out, device, said, plan=path, learning_rate=learning_rate, seed=seed), how))
     if path is None or data is None:
         raise InputError(
             f"{'--plan' if path is None else '--data'} is missing.",

@@ -10,15 +10,13 @@ Nothing here imports torch: what needs it runs in a process of its own.
 from __future__ import annotations
 
 from advisor.launch.attempt import Attempt, next_plan, start_over, train
-from advisor.launch.resolve import Launch, Settings, fetch_weights, resolve_advised, resolve_plan, resolve_resumed
-from advisor.launch.result import Outcome, Result
+from advisor.launch.resolve import Launch, Settings, fetch_weights, resolve_advised, resolve_plan
+from advisor.launch.resume import resolve_resumed
 from advisor.launch.stepdown import StepDown, step_down
 
 __all__ = [
     "Attempt",
     "Launch",
-    "Outcome",
-    "Result",
     "Settings",
     "StepDown",
     "fetch_weights",

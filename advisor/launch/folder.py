@@ -73,7 +73,8 @@ def write_run(job: Job, gpu: Gpu, check: DeviceCheck) -> None:
     try:
         os.makedirs(job.out, exist_ok=True)
         write_plan(job.plan, job.out)
-        _write(os.path.join(job.out, ENVIRONMENT_FILE), json.dumps(environment(gpu, check), indent=1) + "\n")
+        now = _with_history(environment(gpu, check), read_environment(job.out) if job.resume else {})
+        _write(os.path.join(job.out, ENVIRONMENT_FILE), json.dumps(now, indent=1) + "\n")
         _write(os.path.join(job.out, CONFIG_FILE), accelerate_config(job.plan, gpu))
         write_job(job, os.path.join(job.out, JOB_FILE))
     except OSError as error:
@@ -121,6 +122,24 @@ def environment(gpu: Gpu, check: DeviceCheck) -> dict[str, Any]:
     }
 
 
+def read_environment(folder: str) -> dict[str, Any]:
+    """What a run folder's environment.json says; nothing where there is none that can be read."""
+    try:
+        with open(os.path.join(folder, ENVIRONMENT_FILE), encoding="utf-8") as file:
+            values = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _with_history(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The environment of a run that goes on, with those that it had before under `before`, the latest first."""
+    earlier = before.pop("before", [])
+    if before and before != now:
+        earlier = [before, *earlier]
+    return {**now, "before": earlier} if earlier else now
+
+
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
@@ -137,4 +156,12 @@ def _write(path: str, text: str) -> None:
     os.replace(aside, path)
 
 
-__all__ = ["default_folder", "occupied_by", "read_run", "set_attempt_aside", "write_run"]
+__all__ = [
+    "default_folder",
+    "environment",
+    "occupied_by",
+    "read_environment",
+    "read_run",
+    "set_attempt_aside",
+    "write_run",
+]

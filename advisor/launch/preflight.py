@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TypeVar
 
 from advisor.architecture import Architecture
@@ -18,6 +19,7 @@ from advisor.launch.host_ram import RamNeed, ram_need
 from advisor.launch.model import ModelFiles, find_files
 from advisor.launch.storage import SMALL_FILES_BYTES, DiskNeed, disk_need
 from advisor.plan import Plan
+from advisor.training.checkpoints import CHECKPOINTS, complete_checkpoints
 from advisor.training.job import Job
 from advisor.units import gib, size
 
@@ -171,10 +173,14 @@ def _package_problems(job: Job) -> Iterator[Problem]:
 
 
 def disk_problems(job: Job, need: DiskNeed | None, model: ModelFiles | None) -> list[Problem]:
-    """Each file system against what the run writes there: the run folder's, and the download cache's."""
+    """Each file system against what the run writes there: the run folder's, and the download cache's.
+
+    Of a run that goes on, the checkpoints that are there are part of what it takes.
+    """
     wanted: dict[str, int] = {}
     places: dict[str, tuple[str, int]] = {}
-    writes = [(job.out, need.total_bytes if need is not None else SMALL_FILES_BYTES)]
+    held = sum(one.size_bytes for one in complete_checkpoints(Path(job.out, CHECKPOINTS))) if job.resume else 0
+    writes = [(job.out, max(need.total_bytes - held, SMALL_FILES_BYTES) if need is not None else SMALL_FILES_BYTES)]
     if model is not None and model.cache is not None and model.download_bytes:
         writes.append((model.cache, model.download_bytes))
     for folder, amount in writes:

@@ -15,14 +15,17 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
 from advisor.launch.command import Command
-from advisor.launch.result import last_checkpoint, last_step, log_tail, read_result
 from advisor.report.language import localise
-from advisor.training.log import LOG
-from advisor.training.outcome import RESULT, Result
+from advisor.training.checkpoints import CHECKPOINTS, last_checkpoint
+from advisor.training.interruption import heeded_signals
+from advisor.training.log import LOG, log_tail
+from advisor.training.metrics import METRICS, last_step
+from advisor.training.result import RESULT, Result, read_result
 from advisor.training.run import PID
 
 _POLL_SECONDS = 0.1
@@ -32,7 +35,6 @@ _GRACE_SECONDS = 10.0
 _AT_ONCE_SECONDS = 3.0
 """A trainer that was told to stop at once gets that long to say so."""
 
-_FORWARDED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _POSIX = os.name == "posix"
 _KILL = signal.SIGKILL if _POSIX else signal.SIGTERM
 
@@ -103,7 +105,7 @@ class _Training:
     @contextlib.contextmanager
     def forwarded_signals(self) -> Iterator[None]:
         """Signals to this process are the trainer's; the second Ctrl-C ends it at once."""
-        before = {number: signal.signal(number, self._receive) for number in _FORWARDED}
+        before = {number: signal.signal(number, self._receive) for number in heeded_signals()}
         try:
             yield
         finally:
@@ -188,7 +190,7 @@ def _is_running(number: int) -> bool:
 def _ended(training: _Training, run: str, since: int) -> Ended:
     exit_code = training.process.returncode
     stopped_by = training.received[0] if training.received else None
-    result = read_result(run) or _missing_result(training, run, since)
+    result = read_result(Path(run)) or _missing_result(training, run, since)
     return Ended(
         result=result,
         signal=stopped_by,
@@ -210,13 +212,15 @@ def _host_peak_bytes() -> int | None:
 
 def _missing_result(training: _Training, run: str, since: int) -> Result:
     """What can be said of a training that left no result: it was killed, or fell over before it could."""
-    step, checkpoint = last_step(run), last_checkpoint(run)
+    folder = Path(run)
+    step, kept = last_step(folder / METRICS), last_checkpoint(folder / CHECKPOINTS)
+    checkpoint = str(kept.path) if kept is not None else None
     if training.received:
         what = "It was stopped at once." if training.killed else "It was stopped before the first step."
         return Result(
             outcome="interrupted", signal=training.received[0], step=step, checkpoint=checkpoint, message=what
         )
-    said = log_tail(run, since)
+    said = log_tail(folder, since)
     if any("SIGKILL" in line for line in said[-3:]):
         return Result(
             outcome="failed",

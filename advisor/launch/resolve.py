@@ -1,23 +1,23 @@
-"""From what a person says to a job of which nothing is left to choose."""
+"""From what a person says to a job of which nothing is left to choose; one that goes on is resume.py's."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from advisor.advise import Advice, Request, advise
 from advisor.architecture import Architecture
-from advisor.errors import InputError, PlanError, UnsupportedError
+from advisor.errors import PlanError, UnsupportedError
 from advisor.fit import Fit, check_fit
 from advisor.hardware import Gpu, host
+from advisor.hyperparameters import Hyperparameters
 from advisor.launch.command import torch_device
 from advisor.launch.data import DataFacts, Packing, choose_packing, read_data
-from advisor.launch.folder import default_folder, read_run
+from advisor.launch.folder import default_folder
 from advisor.launch.model import download, locate_model
 from advisor.launch.preflight import Preflight, preflight, raise_problems
-from advisor.launch.result import last_checkpoint, read_result
 from advisor.memory.estimate import Memory, estimate
 from advisor.plan import Plan
 from advisor.profiles import ModelSource, find_model, profile_of
@@ -74,6 +74,8 @@ class Launch:
     """None for a run that is resumed."""
 
     packing: Packing | None = None
+    notes: tuple[str, ...] = ()
+    """What a person should hear of a run that goes on."""
 
     @property
     def fits(self) -> bool:
@@ -82,9 +84,9 @@ class Launch:
 
     def with_plan(self, plan: Plan) -> Launch:
         """The same run by another plan, from the start."""
-        memory, fit = _judge(plan, self.architecture, self.gpu)
+        memory, fit = judge(plan, self.architecture, self.gpu)
         job = replace(self.job, plan=plan, resume=False, probed_reserved_bytes=None)
-        return replace(self, job=_with_memory(job, memory, self.gpu), memory=memory, fit=fit)
+        return replace(self, job=with_memory(job, memory, self.gpu), memory=memory, fit=fit)
 
 
 Progress = Callable[[str], None]
@@ -132,7 +134,7 @@ def resolve_advised(model: str, gpu: Gpu, request: Request, settings: Settings, 
     found = preflight(job, gpu, profile.architecture, spilled_bytes=choice.spilled_bytes, known=found)
     raise_problems(found)
     return Launch(
-        job=_with_memory(job, choice.memory, gpu),
+        job=with_memory(job, choice.memory, gpu),
         gpu=gpu,
         model=source,
         architecture=profile.architecture,
@@ -155,11 +157,11 @@ def resolve_plan(plan: Plan, gpu: Gpu, settings: Settings, progress: Progress) -
     source = _find(plan.model)
     plan = replace(plan, model=source.name, gpu=gpu.profile.name if gpu.profile else None)
     model_path = locate_model(source)
-    architecture = _architecture(source)
+    architecture = architecture_of(source)
     plan = _with_hyperparameters(plan, settings)
-    memory, fit = _judge(plan, architecture, gpu)
+    memory, fit = judge(plan, architecture, gpu)
     out = os.path.abspath(settings.out) if settings.out else default_folder(source.label, plan.method)
-    job = _with_memory(_job(plan, model_path, out, gpu, settings), memory, gpu)
+    job = with_memory(_job(plan, model_path, out, gpu, settings), memory, gpu)
     progress("checking disk, memory, device, model and data")
     spilled = memory.host_bytes if memory is not None else 0
     found = preflight(job, gpu, architecture, spilled_bytes=spilled)
@@ -176,50 +178,6 @@ def resolve_plan(plan: Plan, gpu: Gpu, settings: Settings, progress: Progress) -
         memory=memory,
         fit=fit,
         data=facts,
-    )
-
-
-def resolve_resumed(out: str, gpu: Gpu | None, find_gpu: Callable[[str], Gpu], data: str | None) -> Launch:
-    """A run that was interrupted, as it was: only where it is and where its data is may have changed.
-
-    Args:
-        out: the run folder.
-        gpu: the device; None takes the one that it ran on.
-        find_gpu: finds that one by its name.
-        data: where the data is now; None where it was.
-
-    Raises:
-        InputError: no run there, or one that has finished.
-        EnvironmentLacksError: this machine lacks something.
-    """
-    job = read_run(out)
-    result = read_result(out)
-    if result is not None and result.outcome == "finished":
-        raise InputError(
-            f"The run in {out} has finished, at step {result.step:,} of {result.steps:,}.",
-            hint="Its artefacts are there. Start another with a folder of its own: --out DIR",
-        )
-    device = gpu if gpu is not None else find_gpu(job.device)
-    job = replace(
-        job,
-        resume=last_checkpoint(out) is not None,
-        device=torch_device(device),
-        data=_data_path(data) if data is not None else job.data,
-    )
-    source = find_model(job.plan.model)
-    architecture = _architecture(source)
-    memory, fit = _judge(job.plan, architecture, device)
-    spilled = memory.host_bytes if memory is not None else 0
-    found = preflight(replace(job, resume=True), device, architecture, spilled_bytes=spilled)
-    raise_problems(found)
-    return Launch(
-        job=_with_memory(job, memory, device),
-        gpu=device,
-        model=source,
-        architecture=architecture,
-        preflight=found,
-        memory=memory,
-        fit=fit,
     )
 
 
@@ -241,14 +199,15 @@ def _find(name: str) -> ModelSource:
     return source
 
 
-def _architecture(source: ModelSource) -> Architecture | None:
+def architecture_of(source: ModelSource) -> Architecture | None:
+    """The model in closed form; None where that does not know it."""
     try:
         return profile_of(source).architecture
     except UnsupportedError:
         return None
 
 
-def _judge(plan: Plan, architecture: Architecture | None, gpu: Gpu) -> tuple[Memory | None, Fit | None]:
+def judge(plan: Plan, architecture: Architecture | None, gpu: Gpu) -> tuple[Memory | None, Fit | None]:
     """The plan's memory by the closed form, and whether the device has it; None where it is not known."""
     if architecture is None:
         return None, None
@@ -265,7 +224,7 @@ def _job(plan: Plan, model_path: str, out: str, gpu: Gpu, settings: Settings) ->
     return Job(
         plan=plan,
         model_path=model_path,
-        data=_data_path(settings.data),
+        data=data_path(settings.data),
         out=out,
         device=torch_device(gpu),
         skip_bad_rows=settings.skip_bad_rows,
@@ -274,7 +233,7 @@ def _job(plan: Plan, model_path: str, out: str, gpu: Gpu, settings: Settings) ->
     )
 
 
-def _data_path(data: str) -> str:
+def data_path(data: str) -> str:
     """A file or folder by its absolute path; a data set that comes with the package by its file; else a hub id."""
     from advisor.shipped_data import shipped_dataset
 
@@ -284,7 +243,8 @@ def _data_path(data: str) -> str:
     return shipped_dataset(data) or data
 
 
-def _with_memory(job: Job, memory: Memory | None, gpu: Gpu) -> Job:
+def with_memory(job: Job, memory: Memory | None, gpu: Gpu) -> Job:
+    """The job with what is predicted, and what it can have."""
     return replace(
         job,
         predicted_allocated_bytes=memory.allocated_bytes if memory is not None else None,
@@ -294,7 +254,13 @@ def _with_memory(job: Job, memory: Memory | None, gpu: Gpu) -> Job:
 
 
 def _with_hyperparameters(plan: Plan, settings: Settings) -> Plan:
-    return replace(plan, training=replace(plan.training, **settings.hyperparameters))
+    return replace(plan, training=with_said(plan.training, settings.hyperparameters))
+
+
+def with_said(training: Hyperparameters, said: Mapping[str, Any]) -> Hyperparameters:
+    """Hyperparameters with those that a person says; epochs end a run where the plan had a number of steps."""
+    clears = {"max_steps": None} if "epochs" in said else {}
+    return replace(training, **{**clears, **said})
 
 
 def _read(job: Job, seq_len: int | None, context: int) -> DataFacts:
@@ -310,4 +276,4 @@ def _read(job: Job, seq_len: int | None, context: int) -> DataFacts:
     )
 
 
-__all__ = ["Launch", "Settings", "fetch_weights", "resolve_advised", "resolve_plan", "resolve_resumed"]
+__all__ = ["Launch", "Settings", "fetch_weights", "resolve_advised", "resolve_plan"]

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+CHECKPOINTS = "checkpoints"
+"""The folder of a run that holds them."""
+
 MANIFEST = "manifest.json"
 _UNFINISHED = ".unfinished"
 _PREFIX = "checkpoint-"
@@ -28,6 +31,9 @@ class Checkpoint:
 
     facts: Mapping[str, Any]
     """What the run said about itself when it was written."""
+
+    size_bytes: int
+    """Of its files."""
 
 
 def write_checkpoint(
@@ -49,7 +55,8 @@ def write_checkpoint(
     aside.mkdir(parents=True)
     try:
         write(aside)
-        manifest = {"schema": 1, "step": step, "files": dict(_files(aside)), "facts": dict(facts or {})}
+        files = dict(_files(aside))
+        manifest = {"schema": 1, "step": step, "files": files, "facts": dict(facts or {})}
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         _flush_all(aside)
         shutil.rmtree(target, ignore_errors=True)
@@ -58,7 +65,7 @@ def write_checkpoint(
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    return Checkpoint(path=target, step=step, facts=dict(facts or {}))
+    return Checkpoint(path=target, step=step, facts=dict(facts or {}), size_bytes=sum(files.values()))
 
 
 def complete_checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
@@ -71,6 +78,12 @@ def last_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest complete one, or None."""
     complete = complete_checkpoints(folder)
     return complete[-1] if complete else None
+
+
+def newer_than(folder: Path, step: int) -> tuple[str, ...]:
+    """Names of checkpoints after a step, in their order; if that is the last complete one's, they are not whole."""
+    ends = (path.name.removeprefix(_PREFIX) for path in folder.glob(f"{_PREFIX}*"))
+    return tuple(f"{_PREFIX}{end}" for end in sorted(int(end) for end in ends if end.isdigit()) if end > step)
 
 
 def rotate(folder: Path, keep: int) -> None:
@@ -90,10 +103,12 @@ def _read(path: Path) -> Checkpoint | None:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         expected = manifest["files"]
         whole = all((path / name).stat().st_size == size for name, size in expected.items())
-        step, facts = int(manifest["step"]), manifest["facts"]
+        step, facts, total = int(manifest["step"]), manifest["facts"], sum(expected.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return Checkpoint(path=path, step=step, facts=facts) if whole and path.name == f"{_PREFIX}{step}" else None
+    if not whole or path.name != f"{_PREFIX}{step}":
+        return None
+    return Checkpoint(path=path, step=step, facts=facts, size_bytes=total)
 
 
 def _files(folder: Path) -> Iterator[tuple[str, int]]:

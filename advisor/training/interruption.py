@@ -10,7 +10,13 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+def heeded_signals() -> tuple[int, ...]:
+    """What stops a training. Whoever began it under nohup wants no closed terminal to."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    return tuple(signals)
 
 
 class Interrupted(BaseException):
@@ -39,7 +45,7 @@ class Interruption:
 
     def listen(self) -> None:
         """From now on, in the main thread; and to the end of stdin, if that is a pipe."""
-        for number in SIGNALS:
+        for number in heeded_signals():
             signal.signal(number, self._receive)
         if _is_pipe(0):
             threading.Thread(target=_wait_for_end_of_stdin, name="stdin", daemon=True).start()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import os
 from pathlib import Path
 
 LOG = "log.txt"
+
+_TAIL_LINES = 12
+_TAIL_BYTES = 16_384
 
 _TOO_TALKATIVE = ("httpx", "httpcore", "urllib3", "filelock", "fsspec", "asyncio")
 """Some of them log addresses that carry a signature."""
@@ -38,3 +42,15 @@ def quiet_libraries() -> None:
         return
     datasets.utils.logging.enable_propagation()
     datasets.disable_progress_bars()
+
+
+def log_tail(folder: Path, since: int = 0) -> list[str]:
+    """The log's last lines, from a byte on: what there is to say where a training left no result."""
+    try:
+        with open(folder / LOG, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(since, size - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+    return [line for line in lines if line.strip()][-_TAIL_LINES:]

@@ -44,10 +44,10 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; one that was cut off is left out."""
+    """The lines of a metrics file; one that was cut off, or that a crash filled with anything, is left out."""
     found = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     for line in lines:
@@ -56,6 +56,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return [values for values in found if isinstance(values, dict)]
+
+
+def last_step(path: Path) -> int:
+    """The last optimizer step that a metrics file tells of; 0 where it tells of none."""
+    steps = (line.get("step") for line in read_metrics(path))
+    return max((step for step in steps if isinstance(step, int)), default=0)
 
 
 def _line(values: Mapping[str, Any]) -> str:

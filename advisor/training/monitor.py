@@ -101,6 +101,7 @@ class Monitor(TrainerCallback):
         saving: asked after every step.
         show: called with the progress after every step.
         advice: what to do should the loss not be a number.
+        say: called with a sentence that a person should read.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Monitor(TrainerCallback):
         saving: Saving,
         show: Callable[[Progress], None],
         advice: str,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.progressed = progressed_before(metrics.kept)
         self._memory = MemoryReader(device)
@@ -120,10 +122,19 @@ class Monitor(TrainerCallback):
         self._saving = saving
         self._show = show
         self._advice = advice
+        self._say = say
         self._began = time.perf_counter()
         self._tokens = 0
         self._pace: float | None = None
         self._not_finite = 0
+
+    def goes_on(self, before: float, now: float) -> None:
+        """The learning rates of the next step: with the length that the run had, and with the one that it has."""
+        if before != now:
+            self._say(
+                f"With {self.progressed.steps:,} steps in all the learning rate goes on at {now:.2e}; with as many as "
+                f"the run had before, it would be {before:.2e}."
+            )
 
     def begin_step(self, began: float, tokens: int) -> None:
         """The batches of the next step have been fetched; it began before that."""

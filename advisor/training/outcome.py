@@ -1,20 +1,14 @@
-"""How a training ended: result.json, and what an error was."""
+"""What kind of end an error is: memory, the disk, a loss that is no number, or something else."""
 
 from __future__ import annotations
 
 import errno
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Literal
 
 from advisor.errors import AdvisorError, RunFailedError
-from advisor.training.checkpoints import write_json
+from advisor.training.result import Outcome
 
-Outcome = Literal["finished", "interrupted", "out_of_memory", "diverged", "disk_full", "failed"]
-
-RESULT = "result.json"
 _NO_SPACE = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 _DISK_WORDS = re.compile(
     r"os error (?:28|27|122)\b|no space left|file too large|PytorchStreamWriter|unexpected pos", re.IGNORECASE
@@ -29,57 +23,6 @@ _ASKED = re.compile(r"tried to allocate ([\d.]+ ?\w+|\d+ bytes)", re.IGNORECASE)
 
 class DivergedError(RunFailedError):
     """The loss was not a number again and again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """What result.json says."""
-
-    outcome: Outcome
-    signal: int | None = None
-    """The signal that stopped it."""
-
-    step: int = 0
-    """Optimizer steps taken."""
-
-    steps: int = 0
-    """Optimizer steps in all."""
-
-    first_loss: float | None = None
-    final_loss: float | None = None
-    """Mean of the last step."""
-
-    evaluation_loss: float | None = None
-    peak_allocated_bytes: int | None = None
-    """As torch counts it; None where the device does not."""
-
-    peak_reserved_bytes: int | None = None
-    driver_bytes: int | None = None
-    """What NVML says this process holds; None off CUDA and where it does not say."""
-
-    seconds: float = 0.0
-    """Of this process's steps; loading, evaluation and saving are outside."""
-
-    tokens: int = 0
-    """Real tokens of those steps."""
-
-    tokens_per_second: float | None = None
-    checkpoint: str | None = None
-    """The last complete one."""
-
-    message: str = ""
-    hint: str = ""
-
-
-def write_result(folder: Path, result: Result) -> None:
-    """Write result.json: aside and renamed, or in place where a full disk leaves no room for a second one."""
-    values = {"schema": 1, **asdict(result)}
-    try:
-        write_json(folder / RESULT, values)
-    except OSError:
-        import json
-
-        (folder / RESULT).write_text(json.dumps(values), encoding="utf-8")
 
 
 def outcome_of(error: BaseException) -> Outcome:
@@ -118,3 +61,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(now))
         yield now
         now = now.__cause__ or (None if now.__suppress_context__ else now.__context__)
+
+
+__all__ = ["DivergedError", "asked_for", "outcome_of"]

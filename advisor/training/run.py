@@ -15,7 +15,8 @@ from advisor.errors import AdvisorError
 from advisor.training.interruption import Interrupted, Interruption
 from advisor.training.job import Job, read_job
 from advisor.training.log import LOG, log_to_file
-from advisor.training.outcome import Outcome, asked_for, outcome_of, write_result
+from advisor.training.outcome import asked_for, outcome_of
+from advisor.training.result import Outcome, Result, write_result
 
 if TYPE_CHECKING:
     from advisor.training.session import Session
@@ -68,7 +69,7 @@ def _run(job: Job, folder: Path) -> int:
     except BaseException as error:
         logging.getLogger(__name__).exception("The training ended with an error.")
         return _fail(session, folder, error)
-    if interruption.number is not None:
+    if interruption.number is not None and not session.finished:
         message = f"Stopped by signal {interruption.number} after a step, and saved."
         _write(session, folder, "interrupted", signal=interruption.number, message=message)
         return 128 + interruption.number
@@ -105,10 +106,9 @@ def _write(
     hint: str = "",
     signal: int | None = None,
 ) -> None:
-    from advisor.training.checkpoints import last_checkpoint
-    from advisor.training.outcome import Result
+    from advisor.training.checkpoints import CHECKPOINTS, last_checkpoint
 
-    checkpoint = last_checkpoint(folder / "checkpoints")
+    checkpoint = last_checkpoint(folder / CHECKPOINTS)
     known = session.facts() if session is not None else {}
     write_result(
         folder,

@@ -18,7 +18,7 @@ from advisor.report.terminal.console import make_console
 from advisor.report.terminal.training import TrainingDisplay
 from advisor.training.artefacts import CardFacts, save_artefacts
 from advisor.training.build import BuiltModel, build_skeleton, fill_model, load_model
-from advisor.training.checkpoints import Checkpoint, complete_checkpoints, last_checkpoint
+from advisor.training.checkpoints import CHECKPOINTS, Checkpoint, complete_checkpoints, last_checkpoint
 from advisor.training.data import Collator, LengthSampler, PreparedData, prepare_data
 from advisor.training.data.collate import keeps_masks_below
 from advisor.training.interruption import Interrupted, Interruption
@@ -53,6 +53,8 @@ class Session:
         self._interruption = interruption
         self._progressed = Progressed()
         self._memory: MemoryReader | None = None
+        self.finished = False
+        """Whether everything is written: nothing that comes afterwards can take it away."""
 
     def facts(self) -> dict[str, Any]:
         """The fields of a Result that the training knows."""
@@ -120,6 +122,7 @@ class Session:
                 saving=saving,
                 show=display.update,
                 advice=advice_on_divergence(self._plan),
+                say=display.say,
             )
             self._progressed = monitor.progressed
             self._progressed.steps = steps
@@ -150,6 +153,7 @@ class Session:
         if self._interruption.number is None:
             card = self._card(device)
             save_artefacts(built.model, tokenizer, str(self._folder), plan=self._plan, card=card)
+            self.finished = True
 
     def _checkpoint_to_resume(self) -> Checkpoint | None:
         """The last complete one, where the job asks to go on.
@@ -157,7 +161,7 @@ class Session:
         Raises:
             InputError: the folder has checkpoints, and the job does not ask to go on from them.
         """
-        folder = self._folder / "checkpoints"
+        folder = self._folder / CHECKPOINTS
         if self._job.resume:
             return last_checkpoint(folder)
         if complete_checkpoints(folder):

@@ -16,7 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerState, TrainingArgumen
 from advisor.errors import InputError
 from advisor.plan import Plan
 from advisor.training.build import BuiltModel, build_optimizer
-from advisor.training.checkpoints import rotate, write_checkpoint
+from advisor.training.checkpoints import CHECKPOINTS, rotate, write_checkpoint
 from advisor.training.monitor import Monitor, Saving
 from advisor.training.optimizer import learning_rate_of
 from advisor.training.step import MAX_GRADIENT_NORM
@@ -67,6 +67,16 @@ def steps_of(plan: Plan, rows: int) -> int:
         return plan.training.max_steps
     micro_steps = math.ceil(rows / plan.micro_batch)
     return math.ceil(plan.training.epochs * math.ceil(micro_steps / plan.gradient_accumulation))
+
+
+def follow_schedule(scheduler: Any) -> None:
+    """Give the next step the rate that a schedule of torch.optim's LambdaLR has for it."""
+    rates = [
+        base * rate(scheduler.last_epoch) for base, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates
 
 
 class EpochBatches(BatchSampler):
@@ -135,7 +145,7 @@ class PlanTrainer(Trainer):
         self._aside: Path | None = None
         self._rows = train
         self._built = built
-        self.checkpoints = Path(str(args.output_dir)) / "checkpoints"
+        self.checkpoints = Path(str(args.output_dir)) / CHECKPOINTS
         super().__init__(
             model=built.model,
             args=args,
@@ -163,6 +173,14 @@ class PlanTrainer(Trainer):
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """What is loaded is the rate of the length that the run had then; the next step's is that of its length now."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            before = self._get_learning_rate()
+            follow_schedule(self.lr_scheduler)
+            self._monitor.goes_on(before, self._get_learning_rate())
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """In the order of the sampler; a generator of its own leaves torch's random state alone."""

@@ -71,11 +71,17 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def start(run: Path, behaviour: str) -> subprocess.Popen[str]:
+def start(run: Path, behaviour: str, **options: Any) -> subprocess.Popen[str]:
     words = [sys.executable, "-c", PARENT, str(run.parent / "trainer.py"), str(run), behaviour]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,
     )
 
 
@@ -130,6 +136,17 @@ def test_a_ctrl_c_in_the_terminal_is_one_signal_to_the_trainer(run: Path) -> Non
     assert os.getsid(trainer) != os.getsid(parent.pid)
     parent.send_signal(signal.SIGINT)
     assert ended(parent, run)["result"]["outcome"] == "interrupted"
+
+
+def test_a_closed_terminal_does_not_stop_what_runs_under_nohup(run: Path) -> None:
+    parent = start(run, "train", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    until(run / "trainer.pid")
+    parent.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert not (run / "result.json").exists()
+    parent.send_signal(signal.SIGTERM)
+    answer = ended(parent, run)
+    assert (answer["signal"], answer["result"]["signal"]) == (signal.SIGTERM, signal.SIGTERM)
 
 
 def test_the_second_ctrl_c_ends_a_trainer_that_hangs(run: Path) -> None:

@@ -33,7 +33,7 @@ from advisor.report.terminal.launch import (
 )
 from advisor.training.data import MarkedExample
 from advisor.training.job import Job
-from advisor.training.outcome import Result
+from advisor.training.result import Result
 from advisor.units import GIB
 
 T4 = what_if(load_gpu("t4"))

@@ -117,6 +117,25 @@ def test_a_second_interrupt_stops_at_once_and_leaves_the_last_checkpoint(
     assert result["checkpoint"] == str(kept.path)
 
 
+SIGNALLED_WHILE_IT_WRITES = """
+import os, signal, sys
+from advisor.training import run, session
+save = session.save_artefacts
+def signalled(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGTERM)
+    save(*args, **kwargs)
+session.save_artefacts = signalled
+sys.exit(run.main(sys.argv[1]))
+"""
+
+
+def test_asked_to_stop_when_nothing_is_left_to_train_it_finishes(small_model: Path, rows: Path, tmp_path: Path) -> None:
+    job = make_job(tmp_path, small_model, rows, training={"max_steps": 2})
+    assert finish(start(job, program=("-c", SIGNALLED_WHILE_IT_WRITES))) == 0
+    assert read_result(tmp_path)["outcome"] == "finished"
+    assert (tmp_path / "adapter_config.json").exists()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 40 MB: one checkpoint of the small model has room, a second does not."""

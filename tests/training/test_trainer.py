@@ -164,6 +164,25 @@ def test_a_longer_run_goes_on_from_a_shorter_one(small_model: Path, rows: Path, 
     assert [step for step, _, _ in losses(tmp_path)] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_longer_run_goes_on_by_the_schedule_of_its_new_length_and_says_so(
+    schedule: str, small_model: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def job(out: str, steps: int) -> Job:
+        return make_job(tmp_path / out, small_model, rows, training={"max_steps": steps, "schedule": schedule})
+
+    run_here(job("whole", 6))
+    run_here(job("longer", 3))
+    assert losses(tmp_path / "longer")[-1][2] < losses(tmp_path / "whole")[2][2]
+    assert "learning rate goes on" not in capsys.readouterr().out
+    run_here(replace(job("longer", 6), resume=True))
+    rates, expected = ([rate for _, _, rate in losses(tmp_path / out)] for out in ("longer", "whole"))
+    assert rates[3:] == expected[3:]
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"With 6 steps in all the learning rate goes on at {expected[3]:.2e}" in said
+    assert "it would be 0.00e+00" in said
+
+
 def test_resuming_where_nothing_was_saved_begins(small_model: Path, rows: Path, tmp_path: Path) -> None:
     job = make_job(tmp_path, small_model, rows, training={"max_steps": 2}, job={"resume": True})
     assert run_here(job)["step"] == 2

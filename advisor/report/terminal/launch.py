@@ -44,7 +44,7 @@ def render_launch(launch: Launch, console: Console) -> None:
     console.print()
     print_totals(_what_it_takes(launch), console)
     warnings = launch.advice.warnings if launch.advice is not None else launch.gpu.notes
-    print_warnings(warnings, console)
+    print_warnings((*launch.notes, *warnings), console)
 
 
 def _print_data(data: DataFacts, launch: Launch, console: Console) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # a screen loads no more of the rest than its own values did
     from advisor.plan import Plan
     from advisor.profiles import ModelProfile
 
+_UNCOUNTED = "torch.compile, whose memory is in no estimate and no trace: only a probe sees it"
+
 
 def print_gpu(gpu: Gpu, console: Console) -> None:
     """What the GPU is, how much of it can be had, what it computes in."""
@@ -47,7 +49,13 @@ def print_plan(plan: Plan, console: Console) -> None:
         names = targets if isinstance(targets, str) else ", ".join(targets)
         said.append(f"rank {plan.lora.rank} on {names}")
         said += [f"dropout {plan.lora.dropout:g}"] if plan.lora.dropout else []
-    said += ["frozen tensors upcast to fp32"] if plan.upcast_frozen else []
-    said += ["outputs held through backward"] if plan.hold_outputs else []
+    more = {
+        "packed rows": plan.packing,
+        "optimizer in backward": plan.optimizer_in_backward,
+        "frozen tensors upcast to fp32": plan.upcast_frozen,
+        "outputs held through backward": plan.hold_outputs,
+        _UNCOUNTED: plan.training.compile,
+    }
+    said += [phrase for phrase, on in more.items() if on]
     name = localise_label(METHOD_NAMES[plan.method])
     print_paragraph(console, joined(*map(localise_label, said)), label=f"{name} · ", indent="  ")

@@ -1,0 +1,79 @@
+"""result.json: how a training ended. The training process writes it, and nothing else says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal, get_args
+
+from advisor.training.checkpoints import write_json
+
+Outcome = Literal["finished", "interrupted", "out_of_memory", "diverged", "disk_full", "failed"]
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What result.json says."""
+
+    outcome: Outcome
+    signal: int | None = None
+    """The signal that stopped it."""
+
+    step: int = 0
+    """Optimizer steps taken."""
+
+    steps: int = 0
+    """Optimizer steps in all."""
+
+    first_loss: float | None = None
+    final_loss: float | None = None
+    """Mean of the last step."""
+
+    evaluation_loss: float | None = None
+    peak_allocated_bytes: int | None = None
+    """As torch counts it; None where the device does not."""
+
+    peak_reserved_bytes: int | None = None
+    driver_bytes: int | None = None
+    """What NVML says this process holds; None off CUDA and where it does not say."""
+
+    seconds: float = 0.0
+    """Of this process's steps; loading, evaluation and saving are outside."""
+
+    tokens: int = 0
+    """Real tokens of those steps."""
+
+    tokens_per_second: float | None = None
+    checkpoint: str | None = None
+    """The last complete one."""
+
+    message: str = ""
+    hint: str = ""
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """Write result.json: aside and renamed, or in place where a full disk leaves no room for a second one."""
+    values = {"schema": 1, **asdict(result)}
+    try:
+        write_json(folder / RESULT, values)
+    except OSError:
+        (folder / RESULT).write_text(json.dumps(values), encoding="utf-8")
+
+
+def read_result(folder: Path) -> Result | None:
+    """The result in a run folder; None where the training left none, or one that is not whole."""
+    try:
+        values = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(values, Mapping) or values.get("outcome") not in get_args(Outcome):
+        return None
+    known = {field.name for field in fields(Result)}
+    return Result(**{name: value for name, value in values.items() if name in known})
+
+
+__all__ = ["RESULT", "Outcome", "Result", "read_result", "write_result"]
