@@ -6,10 +6,12 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from advisor.errors import InputError, UnsupportedError, shown
 from advisor.profiles import read_json
+from advisor.training.checkpoints import CHECKPOINTS, last_checkpoint
 from advisor.training.tensor_files import FLOATING, StoredTensor, read_header
 
 CONFIG = "adapter_config.json"
@@ -95,15 +97,14 @@ def _explain_absence(folder: str) -> InputError:
             why="A full fine-tuning trains every weight and leaves no adapter.",
             hint=f'Load it as it is: AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")',
         )
-    checkpoints = os.path.join(folder, "checkpoints")
-    names = os.listdir(checkpoints) if os.path.isdir(checkpoints) else []
-    complete = [name for name in names if os.path.isfile(os.path.join(checkpoints, name, CONFIG))]
-    last = max(complete, key=lambda name: (len(name), name), default=None)
+    last = last_checkpoint(Path(folder, CHECKPOINTS))
+    if last is not None and not (last.path / CONFIG).is_file():
+        last = None
     return InputError(
         f"{folder} holds no adapter.",
         why=f"{CONFIG} is not there: the training has not finished, or this is not its folder.",
-        hint=f"Merge its last checkpoint: phi3-advise merge {os.path.join(checkpoints, last)} --out DIR"
-        if last
+        hint=f"Merge its last checkpoint: phi3-advise merge {last.path} --out DIR"
+        if last is not None
         else "Give the run folder of a LoRA or QLoRA training that ended.",
     )
 

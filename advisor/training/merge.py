@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from advisor.errors import EnvironmentLacksError, InputError, RunFailedError
 from advisor.training.adapter_files import AdaptedModule, read_adapter
 from advisor.training.base_files import CONFIG, INDEX, BaseModel, find_base
+from advisor.training.checkpoints import CHECKPOINTS
 from advisor.training.tensor_files import FLOATING, StoredTensor, TensorWriter, read_elements, stored_as
 from advisor.units import KIB, MIB, gib, size
 
@@ -79,7 +80,7 @@ def prepare_merge(run: str, out: str | None = None, *, base: str | None = None, 
 
     Args:
         run: the run folder, or a checkpoint in it.
-        out: the folder to make; `merged` in the run folder if None.
+        out: the folder to make; if None, `merged` in the run folder.
         base: the base model's folder or hub id, where it is no longer where the adapter says.
         dtype: converts the merged model's floating tensors; None leaves each as the base model has it.
 
@@ -89,7 +90,7 @@ def prepare_merge(run: str, out: str | None = None, *, base: str | None = None, 
         EnvironmentLacksError: too little RAM or disk, or the hub cannot be reached.
     """
     adapter = read_adapter(run)
-    out = os.path.join(run, "merged") if out is None else out
+    out = _default_out(run) if out is None else out
     _check_out(out)
     base_name = base or adapter.base_model
     model = find_base(base_name, adapter.revision if base is None else None)
@@ -130,6 +131,14 @@ def merge_adapter(merge: Merge, *, progress: Callable[[int, int], None] | None =
         _write_companions(folder, merge)
         files = tuple(sorted(os.listdir(folder)))
     return Merged(merge=merge, files=files, seconds=time.monotonic() - started, peak_ram_bytes=_peak_bytes())
+
+
+def _default_out(run: str) -> str:
+    """`merged` in the run folder; for a checkpoint, whose folder goes when newer ones come, a name beside that."""
+    folder, name = os.path.split(os.path.abspath(run))
+    if os.path.basename(folder) != CHECKPOINTS:
+        return os.path.join(run, "merged")
+    return os.path.join(os.path.dirname(folder), f"merged-{name}")
 
 
 def _check_out(out: str) -> None:

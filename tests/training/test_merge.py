@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from advisor.errors import EnvironmentLacksError, InputError, RunFailedError, UnsupportedError
 from advisor.training import merge as merging
+from advisor.training.checkpoints import rotate, write_checkpoint
 from advisor.training.merge import merge_adapter, prepare_merge
 
 Change = Callable[[dict[str, Any]], None]
@@ -239,14 +241,24 @@ def test_a_full_fine_tuning_has_nothing_to_merge(small_model: Path, tmp_path: Pa
     assert "AutoModelForCausalLM" in caught.value.hint
 
 
-def test_an_unfinished_run_offers_its_last_checkpoint(run: Path, tmp_path: Path) -> None:
-    for step in (9, 10):
-        shutil.copytree(run, tmp_path / "checkpoints" / f"checkpoint-{step}")
-    (tmp_path / "checkpoints" / "checkpoint-11").mkdir()
+def test_an_unfinished_run_offers_its_last_whole_checkpoint(run: Path, tmp_path: Path) -> None:
+    for step in (9, 10, 11):
+        write_checkpoint(tmp_path / "checkpoints", step, partial(shutil.copytree, run, dirs_exist_ok=True))
+    (tmp_path / "checkpoints" / "checkpoint-11" / "adapter_model.safetensors").unlink()
     with pytest.raises(InputError, match="holds no adapter") as caught:
         prepare_merge(str(tmp_path))
     assert "checkpoint-10 " in caught.value.hint
     assert prepare_merge(str(tmp_path / "checkpoints" / "checkpoint-10"), str(tmp_path / "out")).modules
+
+
+def test_a_merged_checkpoint_does_not_lie_in_a_folder_that_rotation_removes(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    checkpoint = write_checkpoint(folder, 10, partial(shutil.copytree, run, dirs_exist_ok=True))
+    merged = merge_adapter(prepare_merge(str(checkpoint.path)))
+    assert merged.merge.out == str(tmp_path / "merged-checkpoint-10")
+    write_checkpoint(folder, 20, partial(shutil.copytree, run, dirs_exist_ok=True))
+    rotate(folder, 1)
+    assert load(tmp_path / "merged-checkpoint-10") is not None
 
 
 @pytest.mark.parametrize("name", ["nowhere", "file"])
