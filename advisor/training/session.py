@@ -19,7 +19,7 @@ from advisor.report.terminal.training import TrainingDisplay
 from advisor.training.artefacts import CardFacts, save_artefacts
 from advisor.training.build import BuiltModel, build_skeleton, fill_model, load_model
 from advisor.training.checkpoints import CHECKPOINTS, Checkpoint, complete_checkpoints, last_checkpoint
-from advisor.training.data import Collator, LengthSampler, PreparedData, prepare_data
+from advisor.training.data import ArrayRows, Collator, LengthSampler, PreparedData, prepare_data
 from advisor.training.data.collate import keeps_masks_below
 from advisor.training.interruption import Interrupted, Interruption
 from advisor.training.job import Job
@@ -130,8 +130,8 @@ class Session:
                 plan=self._plan,
                 built=built,
                 args=arguments,
-                train=data.train,
-                validation=data.validation,
+                train=ArrayRows(data.train),
+                validation=ArrayRows(data.validation) if data.validation is not None else None,
                 order=LengthSampler(
                     data.train["length"],
                     batch_size=self._plan.micro_batch,

@@ -12,6 +12,7 @@ from advisor.training.data.samples import FORMATS, Format
 from advisor.training.data.stream import RowStream, RowSummary, check_rows
 
 if TYPE_CHECKING:
+    from advisor.training.data.arrays import ArrayRows
     from advisor.training.data.collate import Collator
     from advisor.training.data.lengths import LengthSummary
     from advisor.training.data.order import LengthSampler
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMATS",
+    "ArrayRows",
     "BadRow",
     "BadRows",
     "Collator",
@@ -42,6 +44,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "ArrayRows": "arrays",
     "Collator": "collate",
     "LengthSampler": "order",
     "LengthSummary": "lengths",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from advisor.errors import InputError
@@ -92,20 +93,19 @@ class Collator:
         return batch
 
     def _filled(self, rows: Sequence[Mapping[str, Any]], column: str, width: int, filler: int) -> torch.Tensor:
-        filled = torch.full((len(rows), width), filler, dtype=torch.int64)
+        filled = np.full((len(rows), width), filler, dtype=np.int64)
         for row, values in enumerate(rows):
-            tokens = torch.as_tensor(values[column], dtype=torch.int64)
-            filled[row, : len(tokens)] = tokens
-        return filled
+            filled[row, : len(values[column])] = values[column]
+        return torch.from_numpy(filled)
 
     def _positions(self, rows: Sequence[Mapping[str, Any]], width: int) -> torch.Tensor:
         """The rows' own, and positions from 0 for the padding."""
-        positions = torch.empty((len(rows), width), dtype=torch.int64)
+        positions = np.empty((len(rows), width), dtype=np.int64)
         for row, values in enumerate(rows):
-            own = torch.as_tensor(values["position_ids"], dtype=torch.int64)
-            positions[row, : len(own)] = own
-            positions[row, len(own) :] = torch.arange(width - len(own))
-        return positions
+            own = len(values["position_ids"])
+            positions[row, :own] = values["position_ids"]
+            positions[row, own:] = np.arange(width - own)
+        return torch.from_numpy(positions)
 
     def _mask(self, rows: Sequence[Mapping[str, Any]], width: int) -> torch.Tensor:
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])
