@@ -283,8 +283,11 @@ def _eager(tape: Tape, s: Shapes, q: Value, k: Value, v: Value) -> tuple[Value, 
     kept_q = new() if many and not s.fused else q.storage
     strided = many and (not grouped or s.kv_heads == 1)
     kept_k = new() if strided and not (s.fused or s.caches) else k.storage
+    nodes = (q.node, k.node, v.node)
     square = (s.batch, s.heads, s.seq)
     scores = tape.new(terms.attention_scores, *square, itemsize)
+    kept = (kept_q, kept_k) if tape.records else ()
+    del q, k, kept_q, kept_k
     scores = tape.new(terms.attention_scores, *square, itemsize)
     masked = max(itemsize, s.stream)
     scores = tape.new(terms.attention_scores, *square, masked)
@@ -305,8 +308,7 @@ def _eager(tape: Tape, s: Shapes, q: Value, k: Value, v: Value) -> tuple[Value, 
     def rule(node: Node) -> Gradients:
         return _eager_backward(tape, s, node, itemsize, masked, of_values)
 
-    keeps = (kept_q, kept_k, kept_v, softmax, cast)
-    node = tape.record(rule, q.node, k.node, v.node, keeps=keeps)
+    node = tape.record(rule, *nodes, keeps=(*kept, kept_v, softmax, cast))
     out = tape.new(terms.attention_output, s.tokens, s.query, itemsize)
     return Value(out, itemsize, node), weights
 

@@ -123,7 +123,7 @@ def run_step(ledger: Ledger, plan: Plan, arch: Architecture, s: Shapes, *, hoppe
         for elements, count in trained_tensors(plan, arch):
             ledger.new(terms.gradient, elements, trained_itemsize(plan), count=count)
     ledger.at("forward")
-    inputs, mask = _hold_inputs(ledger, plan, arch, s)
+    tables, mask = _hold_inputs(ledger, plan, arch, s)
     run = _Checkpointed if plan.gradient_checkpointing else _Kept
     layers = run(ledger, plan, arch, s)
     held = layers.forward()
@@ -132,8 +132,8 @@ def run_step(ledger: Ledger, plan: Plan, arch: Architecture, s: Shapes, *, hoppe
         mask = []
     head = run_head(ledger, plan, arch, s, held)
     gradient = layers.backward(head.hidden.keep())
+    ledger.free(*tables, *mask)
     _embedding_backward(ledger, arch, s, gradient, head)
-    ledger.free(*inputs, *mask)
     _optimizer_step(ledger, plan, arch)
 
 
@@ -206,10 +206,7 @@ class _Checkpointed(_Layers):
             self.last = ledger.new(terms.hidden_states, *sizes)
         if s.layers > 2:
             self.between.append(ledger.new(terms.hidden_states, *sizes, count=s.layers - 2))
-        casts = self._casts()
-        if casts and s.trained:
-            self._run_forward()
-        return Held(forward=casts, outputs=previous)
+        return Held(forward=self._casts(), outputs=previous)
 
     def _casts(self) -> list[int]:
         """Autocast's 16-bit copies of fp32 weights that require gradients: cached until the forward has ended."""
@@ -221,14 +218,17 @@ class _Checkpointed(_Layers):
             return [new(terms.cast_adapter_weight, elements, count=count) for elements, count in tensors]
         if s.storage == 2:
             return []
-        return [new(terms.cast_weight, module.weights, count=s.layers) for module in s.linears]
+        before = s.layers - 1
+        casts = [new(terms.cast_weight, module.weights, count=before) for module in s.linears] if before else []
+        return casts + self._run_last()
 
-    def _run_forward(self) -> None:
-        """One layer's forward, which keeps nothing, while the copies of all weights exist."""
+    def _run_last(self) -> list[int]:
+        """The last layer's forward, which keeps nothing but its copies of weights."""
         s = self.s
         tape = Tape(self.ledger, records=False)
-        last = tape.new(terms.hidden_states, s.tokens, s.hidden, s.stream)
-        decoder_layer(tape, s, Value(last, s.stream, None))
+        # Its input is there already, as what checkpointing keeps.
+        decoder_layer(tape, s, Value(tape.new(terms.hidden_states, 0, 0, 0), s.stream, None))
+        return [cast.keep() for cast in tape.casts]
 
     def backward(self, gradient: int) -> int | None:
         """From the gradient of the last layer's output to that of the embedding's."""
@@ -297,13 +297,16 @@ class _Kept(_Layers):
 
 
 def _hold_inputs(ledger: Ledger, plan: Plan, arch: Architecture, s: Shapes) -> tuple[list[int], list[int]]:
-    """Token ids and rotary tables, alive until backward has ended; the mask, which only checkpointed layers keep."""
-    held = [ledger.new(terms.token_ids, s.tokens, 3)]
-    held.append(ledger.new(terms.rotary_table, s.position_rows * s.seq, arch.rotary_dim, s.stream))
+    """Token ids, which whoever runs the step has until it ends; rotary tables, which layers keep; and the mask.
+
+    Layers keep the mask too where they are checkpointed. What they keep is there until the first has run backward.
+    """
+    ledger.new(terms.token_ids, s.tokens, 3)
+    tables = [ledger.new(terms.rotary_table, s.position_rows * s.seq, arch.rotary_dim, s.stream)]
     if not s.mask_rows:
-        return held, []
+        return tables, []
     itemsize = 1 if plan.attention == "sdpa" else s.stream
-    return held, [ledger.new(terms.attention_mask, s.mask_rows, s.seq, itemsize)]
+    return tables, [ledger.new(terms.attention_mask, s.mask_rows, s.seq, itemsize)]
 
 
 def _embedding_backward(ledger: Ledger, arch: Architecture, s: Shapes, gradient: int | None, head: Head) -> None:

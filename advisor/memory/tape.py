@@ -119,11 +119,11 @@ class Tape:
         records: whether anything is kept for backward.
     """
 
-    __slots__ = ("_records", "casts", "ledger", "middle", "nodes", "outlives")
+    __slots__ = ("casts", "ledger", "middle", "nodes", "outlives", "records")
 
     def __init__(self, ledger: Ledger, *, records: bool = True) -> None:
         self.ledger = ledger
-        self._records = records
+        self.records = records
         self.nodes: list[Node] = []
         self.casts: list[Storage] = []
         """Autocast's cache: 16-bit copies of fp32 weights, until the forward ends."""
@@ -155,7 +155,7 @@ class Tape:
             views: whether the gradients that it returns are views; None if they are what it was given.
             trains: one of its inputs is a weight that is trained, so that it has a backward in any case.
         """
-        if not (self._records and (trains or any(inputs))):
+        if not (self.records and (trains or any(inputs))):
             return None
         node = Node(rule, inputs, keeps, views)
         self.nodes.append(node)
