@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 from typing import TYPE_CHECKING, Any
 
-from advisor.errors import EnvironmentLacksError, InputError, RunFailedError
+from advisor.errors import EnvironmentLacksError, InputError, RunFailedError, UnsupportedError
 from advisor.training.adapter_files import AdaptedModule, read_adapter
 from advisor.training.base_files import CONFIG, INDEX, BaseModel, find_base
 from advisor.training.checkpoints import CHECKPOINTS
@@ -40,6 +40,7 @@ _TOKENIZER_FILES = (
     *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
 )
 _GENERATION = "generation_config.json"
+_HEAD = "lm_head"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +152,12 @@ def _check_shapes(modules: Mapping[str, AdaptedModule], base: BaseModel) -> None
     weights = {tensor.name: tensor for tensors in base.files.values() for tensor in tensors}
     for name, module in modules.items():
         weight = weights.get(name)
+        if weight is None and module.name == _HEAD and base.config.get("tie_word_embeddings", True):
+            raise UnsupportedError(
+                f"The adapter changes {_HEAD}, which this model shares with its embedding.",
+                why="Added to the shared weight, what was trained for the one would change the other as well.",
+                hint="Load it as an adapter, unmerged: PeftModel.from_pretrained(...)",
+            )
         if weight is None:
             raise InputError(
                 f"The adapter changes {module.name}, which the model in {base.folder} does not have.",

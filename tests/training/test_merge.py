@@ -298,6 +298,22 @@ def test_another_model_s_shapes_are_refused(run: Path, small_grouped_model: Path
     assert "(128, 64)" in caught.value.why
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # PEFT's, of the same trouble
+def test_an_adapter_of_a_head_that_is_the_embedding_is_not_called_another_model_s(tmp_path: Path) -> None:
+    from small_model import small_config
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    config = {**small_config(), "tie_word_embeddings": True}
+    del config["model_type"]
+    AutoModelForCausalLM.from_config(Qwen2Config(**config)).save_pretrained(tmp_path / "base")
+    run = make_adapter(tmp_path / "base", tmp_path / "run", target_modules=["q_proj", "lm_head"])
+    with pytest.raises(UnsupportedError, match="shares with its embedding"):
+        prepare_merge(str(run))
+    run = make_adapter(tmp_path / "base", tmp_path / "all")
+    merge_adapter(prepare_merge(str(run), str(tmp_path / "out")))
+    assert_as_peft(tmp_path / "out", tmp_path / "base", run)
+
+
 def test_modules_that_the_base_lacks_are_refused(run: Path, tmp_path: Path) -> None:
     from small_model import make_small_model
 
