@@ -7,6 +7,7 @@ from typing import Any
 
 from advisor.errors import EnvironmentLacksError, InputError
 from advisor.training.data.rows import Place, RawRow
+from advisor.training.data.samples import columns_of
 from advisor.training.data.source import HubDataset
 
 _BATCH = 1000
@@ -20,6 +21,8 @@ def read_hub(dataset: HubDataset) -> Iterator[RawRow]:
         EnvironmentLacksError: the hub cannot be reached and nothing is cached.
     """
     table = _load(dataset)
+    if read := columns_of(table.column_names):
+        table = table.select_columns(read)  # others may hold images or sound, which would be decoded
     number = 0
     for start in range(0, len(table), _BATCH):
         columns = table[start : start + _BATCH]

@@ -13,6 +13,8 @@ from advisor.training.data.rows import MAX_ROW_BYTES, RowError
 from advisor.units import size
 
 _CHUNK = 2**20
+_GZIP = b"\x1f\x8b\x08"
+"""What such a file begins with. Source: RFC 1952, 2.3.1."""
 
 
 def read_lines(path: Path, name: str) -> Iterator[tuple[int, str | RowError]]:
@@ -58,7 +60,7 @@ def open_bytes(path: Path, name: str) -> BinaryIO:
     """The file after its byte order mark.
 
     Raises:
-        InputError: the file is empty, cannot be opened, or is UTF-16.
+        InputError: the file is empty, cannot be opened, or is UTF-16 or compressed.
     """
     try:
         file = path.open("rb")
@@ -68,6 +70,9 @@ def open_bytes(path: Path, name: str) -> BinaryIO:
     if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         file.close()
         raise InputError(f"{name} is UTF-16.", hint="Save it as UTF-8.")
+    if start == _GZIP:
+        file.close()
+        raise InputError(f"{name} is compressed.", hint="Unpack it; its own name then says what it holds.")
     if not start.strip(codecs.BOM_UTF8) and not file.read(1):
         file.close()
         raise InputError(f"{name} is empty.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,11 @@ from advisor.errors import InputError, shown
 from advisor.training.data.json_array import read_array
 from advisor.training.data.lines import open_bytes, read_lines
 from advisor.training.data.rows import MAX_ROW_BYTES, Place, RawRow, RowError
-from advisor.training.data.samples import FORMATS, recognise
+from advisor.training.data.samples import FORMATS, columns_of, recognise
 from advisor.training.data.source import Kind
 
 if TYPE_CHECKING:
+    from pyarrow import RecordBatch
     from pyarrow.parquet import ParquetFile
 
 Reader = Callable[[Path, str], Iterator[RawRow]]
@@ -138,11 +139,28 @@ def _csv_header(lines: _CsvLines, name: str) -> tuple[list[str], str]:
     try:
         first = next(lines)
         delimiter = _delimiter(first)
-        return [column.strip() for column in next(csv.reader([first], delimiter=delimiter, strict=True))], delimiter
+        header = [column.strip() for column in next(csv.reader([first], delimiter=delimiter, strict=True))]
     except (csv.Error, StopIteration) as error:
         raise InputError(
             f"The header of {name} cannot be read.", why=str(error), hint="The first line has the columns' names."
         ) from error
+    _refuse_twins(name, header)
+    return header, delimiter
+
+
+def _refuse_twins(name: str, columns: Sequence[str]) -> None:
+    """A dictionary would keep the last of several columns with one name, without a word.
+
+    Raises:
+        InputError: a column that is needed is there more than once.
+    """
+    twins = [column for column in columns_of(columns) if columns.count(column) > 1]
+    if twins:
+        raise InputError(
+            f"{name} has more than one column called {', '.join(twins)}.",
+            why="It cannot be told which of them is meant.",
+            hint="Rename or remove the others.",
+        )
 
 
 def _csv_row(header: list[str], fields: list[str]) -> Mapping[str, Any] | RowError:
@@ -211,13 +229,28 @@ def read_parquet(path: Path, name: str) -> Iterator[RawRow]:
 
 def _parquet_rows(file: ParquetFile, name: str) -> Iterator[RawRow]:
     found = file.schema_arrow.names
-    layout = recognise(found)
-    columns = [column for column in found if layout and column in (*FORMATS[layout], "input")] or found
+    _refuse_twins(name, found)
     number = 0
-    for batch in file.iter_batches(batch_size=1000, columns=columns):
-        for row in batch.to_pylist():
+    for batch in file.iter_batches(batch_size=1000, columns=columns_of(found) or found):
+        for row in _python_rows(batch):
             number += 1
             yield RawRow(Place(file=name, number=number, unit="row"), row)
+
+
+def _python_rows(batch: RecordBatch) -> Iterable[Mapping[str, Any] | RowError]:
+    """A batch's rows; Parquet does not make sure that its text is UTF-8."""
+    try:
+        return batch.to_pylist()  # type: ignore[no-any-return]
+    except UnicodeDecodeError:
+        return map(_python_row, (batch.slice(number, 1) for number in range(batch.num_rows)))
+
+
+def _python_row(one: RecordBatch) -> Mapping[str, Any] | RowError:
+    try:
+        row: Mapping[str, Any] = one.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return RowError(f"not UTF-8: byte 0x{error.object[error.start]:02x}")
+    return row
 
 
 READERS: Mapping[Kind, Reader] = {

@@ -103,6 +103,14 @@ def recognise(columns: Iterable[str]) -> Format | None:
     return next((name for name, needed in FORMATS.items() if names.issuperset(needed)), None)
 
 
+def columns_of(names: Iterable[str]) -> list[str]:
+    """Those of a table's columns that its format reads; none where it has no format."""
+    names = list(names)
+    layout = recognise(names)
+    read = (*FORMATS[layout], *(("input",) if layout == "alpaca" else ())) if layout else ()
+    return [name for name in read if name in names]
+
+
 def refuse_columns(place: str, columns: Iterable[str]) -> InputError:
     """The error for columns that mean nothing here."""
     found = ", ".join(shown(name, 40) for name in list(columns)[:12]) or "no columns"
@@ -218,7 +226,7 @@ def _turn(turn: object, number: int) -> Message:
         raise RowError(f"turn {number} has no role")
     role = _ROLES.get(spoken.strip().lower())
     if role is None:
-        raise RowError(f"turn {number} has the unknown role {shown(spoken, 24)}")
+        raise RowError(f"turn {number} has the role {shown(spoken, 24)}; understood are system, user and assistant")
     content = turn.get("content") if turn.get("content") is not None else turn.get("value")
     if isinstance(content, list):
         content = _joined_parts(content, number)

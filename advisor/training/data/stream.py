@@ -11,7 +11,7 @@ from advisor.training.data.hub import read_hub
 from advisor.training.data.readers import reader_of
 from advisor.training.data.rows import BadRowLog, BadRows, Place, RawRow, RowError
 from advisor.training.data.samples import Format, Sample, parse_sample, recognise, refuse_columns
-from advisor.training.data.source import Files, find_source
+from advisor.training.data.source import Files, find_source, some
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class RowStream:
     def notes(self) -> tuple[str, ...]:
         """What else a person should know about the source."""
         left_out = self._origin.left_out if isinstance(self._origin, Files) else ()
-        return (f"Left out, by their names: {', '.join(left_out)}.",) if left_out else ()
+        return (f"Left out, by their names: {some(left_out)}.",) if left_out else ()
 
     def __iter__(self) -> Iterator[tuple[Place, Sample]]:
         """The good rows.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -110,6 +111,79 @@ def test_a_folder_is_read_in_the_order_of_its_names_without_held_out_splits(writ
     assert check_rows(str(tmp_path / "d")).notes == ("Left out, by their names: test.jsonl.",)
 
 
+def test_what_is_below_a_held_out_folder_is_left_out_and_many_names_are_counted(write: Write, tmp_path: Path) -> None:
+    write("d/train/a.jsonl", [PAIR])
+    for number in range(8):
+        write(f"d/test/{number}.jsonl", [PAIR])
+    found = check_rows(str(tmp_path / "d"))
+    assert found.rows == 1
+    names = ", ".join(f"test/{number}.jsonl" for number in range(6))
+    assert found.notes == (f"Left out, by their names: {names}, and 2 more.",)
+    assert check_rows(str(tmp_path / "d" / "test")).rows == 8
+
+
+def test_linked_files_and_folders_are_read_once(write: Write, tmp_path: Path) -> None:
+    write("elsewhere/b.jsonl", [PAIR])
+    write("d/a.jsonl", [PAIR])
+    for name in ("more", "again"):
+        (tmp_path / "d" / name).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "d" / "loop").symlink_to(tmp_path / "d")
+    (tmp_path / "d" / "c.jsonl").symlink_to(write("c.jsonl", [PAIR]))
+    assert check_rows(str(tmp_path / "d")).rows == 3
+
+
+def test_a_link_to_nothing_is_refused_alone_and_in_a_folder(write: Write, tmp_path: Path) -> None:
+    write("d/a.jsonl", [PAIR])
+    (tmp_path / "d" / "b.jsonl").symlink_to("/not/fetched.jsonl")
+    for path in (tmp_path / "d", tmp_path / "d" / "b.jsonl"):
+        said = refusal(str(path))
+        assert "b.jsonl is a link to a file that is not there" in said
+        assert "'/not/fetched.jsonl'" in said
+
+
+def test_compressed_files_are_refused_and_not_passed_over(write: Write, tmp_path: Path) -> None:
+    packed = gzip.compress(json.dumps(PAIR).encode())
+    assert "'a.jsonl.gz' is compressed" in refusal(write("a.jsonl.gz", packed))
+    assert "a.jsonl is compressed" in refusal(write("a.jsonl", packed))
+    write("d/a.jsonl", [PAIR])
+    write("d/test.jsonl.gz", packed)
+    assert check_rows(str(tmp_path / "d")).rows == 1
+    write("d/b.jsonl.gz", packed)
+    assert "holds compressed data files: b.jsonl.gz" in refusal(str(tmp_path / "d"))
+
+
+def test_a_path_with_blanks_and_japanese_characters_is_read(write: Write) -> None:
+    path = write("私の データ/訓練 一.csv", "prompt,completion\n質問,答え\n質問,\n")
+    assert "訓練 一.csv, line 3: completion is empty" in refusal(path)
+    assert check_rows(path, skip_bad_rows=True).rows == 1
+
+
+def test_a_column_that_is_there_twice_is_refused_where_it_matters(write: Write, tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    said = refusal(write("a.csv", "prompt,completion,prompt\na,b,c\n"))
+    assert "a.csv has more than one column called prompt" in said
+    assert check_rows(write("b.csv", "prompt,completion,,\na,b,,\n")).rows == 1
+    text = pyarrow.array(["a"])
+    twice = pyarrow.Table.from_arrays([text, text, text], names=["prompt", "completion", "completion"])
+    parquet.write_table(twice, tmp_path / "a.parquet")
+    assert "a.parquet has more than one column called completion" in refusal(str(tmp_path / "a.parquet"))
+
+
+def test_text_in_parquet_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    raw = pyarrow.array([b"good", b"caf\xe9", b"good"])
+    text = pyarrow.StringArray.from_buffers(3, *raw.buffers()[1:])
+    parquet.write_table(pyarrow.table({"prompt": text, "completion": ["x"] * 3}), tmp_path / "a.parquet")
+    said = refusal(str(tmp_path / "a.parquet"))
+    assert "1 of 3 rows" in said
+    assert "a.parquet, row 2: not UTF-8: byte 0xe9" in said
+    assert check_rows(str(tmp_path / "a.parquet"), skip_bad_rows=True).rows == 2
+
+
 def test_a_data_set_that_comes_with_the_package_is_read_by_its_name() -> None:
     assert check_rows("phi3-advise-qa").rows == 300
 
@@ -143,7 +217,7 @@ def with_content(content: Any) -> dict[str, Any]:
         (turns("user", "user", "assistant"), "roles out of order: turn 2 is the user's, expected the assistant's"),
         (turns("user", "assistant", "system"), "roles out of order: turn 3 is the system's, expected the user's"),
         (turns("user", "assistant", "user"), "the last turn is the user's"),
-        (turns("user", "tool"), "turn 2 has the unknown role 'tool'"),
+        (turns("user", "tool"), "turn 2 has the role 'tool'; understood are system, user and assistant"),
         ({"messages": []}, "there are no turns"),
         ({"messages": "hello"}, "messages is text, not a list of turns"),
         ({"messages": [1]}, "turn 1 is a number"),
@@ -280,7 +354,9 @@ def test_a_hub_id_without_a_network_lacks_something(monkeypatch: pytest.MonkeyPa
 def test_rows_of_a_hub_data_set_are_those_of_its_training_split(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    split = datasets.Dataset.from_list([PAIR] * 2500)
+    # A column that cannot be decoded: what is not needed is not read.
+    split = datasets.Dataset.from_list([{**PAIR, "image": {"bytes": b"no image", "path": None}}] * 2500)
+    split = split.cast_column("image", datasets.Image())
     asked = []
 
     def load(*arguments: Any) -> Any:
