@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from advisor.errors import AdvisorError, RunFailedError
 from advisor.training.result import Outcome
+from advisor.units import size
 
 _NO_SPACE = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 _DISK_WORDS = re.compile(
@@ -18,7 +19,7 @@ _MEMORY_WORDS = re.compile(
     r"|std::bad_alloc|cannot allocate memory",
     re.IGNORECASE,
 )
-_ASKED = re.compile(r"tried to allocate ([\d.]+ ?\w+|\d+ bytes)", re.IGNORECASE)
+_ASKED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ?(bytes|[KMGT]i?B)", re.IGNORECASE)
 
 
 class DivergedError(RunFailedError):
@@ -46,11 +47,12 @@ def outcome_of(error: BaseException) -> Outcome:
 
 
 def asked_for(error: BaseException) -> str:
-    """The amount that could not be allocated, as torch wrote it, or nothing."""
+    """The amount that could not be allocated, or nothing; the CPU's allocator counts it in bytes."""
     for one in _chain(error):
         found = _ASKED.search(str(one))
         if found:
-            return found[1]
+            amount, unit = found.groups()
+            return size(int(amount)) if unit.lower() == "bytes" and amount.isdecimal() else f"{amount} {unit}"
     return ""
 
 
