@@ -353,6 +353,14 @@ def test_a_path_in_an_error_can_be_copied() -> None:
     assert sum(path in line for line in shown.splitlines()) == 2
 
 
+def test_a_long_list_is_shown_to_its_end() -> None:
+    rows = [f"train.jsonl, line {number}: {'x' * 160}" for number in range(10)]
+    shown = screen(render_error, InputError("Bad rows.", why="\n".join([*rows, "and 15 more", "2. The disk is full."])))
+    for part in ("line 9", "and 15 more", "2. The disk is full."):
+        assert part in shown
+    assert screen(render_error, InputError("x", why="y\n" * 100)).splitlines()[-1].strip() == "…"
+
+
 def test_an_error_stays_one_screen_and_commands_no_terminal() -> None:
     shown = screen(render_error, InputError("\x1b[2J[red]" + "x " * 50_000, why="y\x07 " * 50_000, hint=":smile: z"))
     assert len(shown.splitlines()) <= 40

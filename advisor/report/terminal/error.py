@@ -7,8 +7,11 @@ from rich.console import Console
 from advisor.errors import AdvisorError
 from advisor.report.terminal.text import print_paragraph
 
-LONGEST_PART = 1200
-"""Characters of each part that are shown, so that all of them stay on one screen."""
+LONGEST_LINE = 1200
+"""Characters of each line of a part that are shown: a list is never cut short by its first entry."""
+
+MOST_LINES = 40
+"""Lines of a part that are shown: more than ten bad rows beside every other problem of a preflight."""
 
 
 def render_error(error: AdvisorError, console: Console) -> None:
@@ -19,5 +22,10 @@ def render_error(error: AdvisorError, console: Console) -> None:
         ("What to do: ", error.hint, "bold"),
     ):
         if text:
-            shown = text if len(text) <= LONGEST_PART else text[: LONGEST_PART - 1] + "…"
-            print_paragraph(console, shown, label=label, label_style=style, indent="  ")
+            print_paragraph(console, _cut(text), label=label, label_style=style, indent="  ")
+
+
+def _cut(text: str) -> str:
+    lines = text.splitlines()
+    shown = [line if len(line) <= LONGEST_LINE else line[: LONGEST_LINE - 1] + "…" for line in lines[:MOST_LINES]]
+    return "\n".join([*shown, "…"] if len(lines) > MOST_LINES else shown)
