@@ -1,10 +1,16 @@
-"""How much host RAM a run takes while its weights go to a GPU, computed from its plan.
+"""How much host RAM a run takes while weights go to a GPU and come back, computed from its plan.
 
 What transformers does with a safetensors model, read in 5.15 and 5.23 (modeling_utils.py, `_load_pretrained_model`;
 core_model_loading.py, `convert_and_load_state_dict_in_model`): every weight file is mapped before the first tensor is
 read, and all stay mapped until the last one is. A tensor is a view of its file's pages; a few threads, or one where
 weights are quantised on the way, copy tensor after tensor to the device. A copy that changes the dtype converts the
 tensor in host RAM first (torch, aten/src/ATen/native/cuda/Copy.cu, `copy_kernel_cuda`, blocking).
+
+While a model is saved, every weight of it is in host RAM as well: transformers hands safetensors the tensors of a whole
+file, up to 50 GB of them, and safetensors copies all of them from the device before it writes the first byte
+(safetensors 0.8, torch.py, `_flatten_as_ptr`; transformers 5.23, modeling_utils.py, `save_pretrained`). The optimizer's
+states go one by one (torch/serialization.py, `_save`). The 16-bit copy that a model trained in fp32 leaves is smaller
+than its checkpoint's fp32 one, and made when that is gone.
 
 So what has to be there is the process and a few converted tensors, however large the model is. The files' pages are
 resident too while there is room, and count in the process's resident size; nobody wrote to them, and the system takes
@@ -19,6 +25,7 @@ from dataclasses import dataclass
 from advisor.architecture import Architecture
 from advisor.hardware import Gpu
 from advisor.launch.model import ModelFiles
+from advisor.memory.resident import trained_elements, trained_itemsize
 from advisor.plan import ITEMSIZE, Plan
 from advisor.units import GIB
 
@@ -44,15 +51,18 @@ class RamNeed:
     spilled_bytes: int
     """Paged optimizer states, after loading."""
 
+    saved_bytes: int
+    """What is trained, on its way from the GPU into a checkpoint."""
+
     @property
     def required_bytes(self) -> int:
         """What has to be there."""
-        return self.process_bytes + max(self.staging_bytes, self.spilled_bytes)
+        return self.process_bytes + max(self.staging_bytes, self.spilled_bytes + self.saved_bytes)
 
     @property
     def resident_bytes(self) -> int:
         """The most that the process can be seen to hold, the files' pages included."""
-        return self.process_bytes + max(self.staging_bytes + self.mapped_bytes, self.spilled_bytes)
+        return self.process_bytes + max(self.staging_bytes + self.mapped_bytes, self.spilled_bytes + self.saved_bytes)
 
 
 def ram_need(
@@ -64,7 +74,7 @@ def ram_need(
     spilled_bytes: int = 0,
     cpu_count: int | None = None,
 ) -> RamNeed | None:
-    """Process + the larger of: threads × the largest tensor in the plan's dtype; the paged states.
+    """Process + the larger of: threads × the largest tensor in the plan's dtype; paged states + what is saved.
 
     None on the processor, whose plan's memory is host RAM already.
     """
@@ -77,7 +87,14 @@ def ram_need(
     if sys.platform == "win32":
         # Windows sets memory aside for whatever it maps so (transformers 5.23, modeling_utils.py, on its backends).
         largest, mapped = largest + mapped, 0
-    return RamNeed(process_bytes=PROCESS_BYTES, staging_bytes=largest, mapped_bytes=mapped, spilled_bytes=spilled_bytes)
+    saved = trained_elements(plan, arch) * trained_itemsize(plan) if arch is not None else 0
+    return RamNeed(
+        process_bytes=PROCESS_BYTES,
+        staging_bytes=largest,
+        mapped_bytes=mapped,
+        spilled_bytes=spilled_bytes,
+        saved_bytes=saved,
+    )
 
 
 def largest_tensor(arch: Architecture) -> int:

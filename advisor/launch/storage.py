@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from advisor.architecture import Architecture
-from advisor.memory.step import trained_elements
+from advisor.memory import terms
+from advisor.memory.resident import EIGHT_BIT_SMALLEST, trained_elements, trained_itemsize, trained_tensors
 from advisor.plan import ITEMSIZE, Plan
 from advisor.units import MIB
 
@@ -35,24 +36,34 @@ class DiskNeed:
 def disk_need(plan: Plan, arch: Architecture, *, keep: int) -> DiskNeed:
     """Checkpoints × (kept + the one being written) + what is left at the end."""
     elements = trained_elements(plan, arch)
-    trained = elements * trained_itemsize(plan)
     return DiskNeed(
-        checkpoint_bytes=trained + elements * state_bytes(plan),
+        checkpoint_bytes=elements * trained_itemsize(plan) + state_bytes(plan, arch),
         checkpoints=keep + 1,
-        final_bytes=trained,
+        final_bytes=elements * final_itemsize(plan),
     )
 
 
-def trained_itemsize(plan: Plan) -> int:
-    """Bytes of a trained parameter: adapters are fp32."""
-    return ITEMSIZE[plan.dtype] if plan.method == "full" else 4
+def final_itemsize(plan: Plan) -> int:
+    """Bytes of a parameter in what the run leaves: adapters are fp32.
+
+    A model of fp32 weights is saved in autocast's 16 bits, but in fp32 where a weight is too large for float16.
+    """
+    if plan.method == "full" and plan.autocast != "float16":
+        return ITEMSIZE[plan.saved_dtype]
+    return trained_itemsize(plan)
 
 
-def state_bytes(plan: Plan) -> int:
-    """AdamW's two moments of a parameter: torch keeps them in its dtype, bitsandbytes in 8 or 32 bits."""
-    if "8bit" in plan.optimizer:
-        return 2
-    return 8 if plan.optimizer == "paged_adamw_32bit" else 2 * trained_itemsize(plan)
+def state_bytes(plan: Plan, arch: Architecture) -> int:
+    """AdamW's two moments: in the parameter's dtype by torch; in 32 bits, or 8 and their scales, by bitsandbytes."""
+    if plan.optimizer in ("adamw_torch", "adamw_torch_fused"):
+        return trained_elements(plan, arch) * 2 * trained_itemsize(plan)
+    eight_bit = "8bit" in plan.optimizer
+    total = 0
+    for elements, count in trained_tensors(plan, arch):
+        coded = eight_bit and elements >= EIGHT_BIT_SMALLEST
+        each = terms.moments(elements, 1) + terms.moment_scales(elements) if coded else terms.moments(elements, 4)
+        total += each * count
+    return total
 
 
 __all__ = ["DiskNeed", "disk_need"]
