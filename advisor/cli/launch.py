@@ -47,6 +47,7 @@ def conduct(resolve: Resolve, how: Conduct) -> int:
     Raises:
         AdvisorError: the run cannot start, or failed.
     """
+    from advisor.launch.folder import write_run
     from advisor.report.terminal import make_console
     from advisor.report.terminal.launch import render_dry_run, render_launch, render_probed
 
@@ -65,6 +66,7 @@ def conduct(resolve: Resolve, how: Conduct) -> int:
     probed = _probe(launch, how)
     launch = probed.launch if probed is not None else launch
     if how.dry_run:
+        write_run(launch.job, launch.gpu, launch.preflight.check)
         render_dry_run(launch, probed, console)
         _print_object(how, launch, probed, [])
         return 0 if launch.fits and (probed is None or probed.holds) else 1

@@ -20,6 +20,7 @@ MODULE = "advisor.training.run"
 
 _MIXED_PRECISION = {"none": "no", "bfloat16": "bf16", "float16": "fp16"}
 _VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "rocm": "HIP_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
+_TYPED = (*_VISIBLE.values(), "PYTHONSAFEPATH", "PYTHONPATH", "OMP_NUM_THREADS")
 _TORCH_DEVICES = {"rocm": "cuda"}
 
 
@@ -32,8 +33,13 @@ class Command:
 
     @property
     def text(self) -> str:
-        """As it is typed: which device it sees is part of it."""
-        shown = {name: value for name, value in self.environment.items() if name in _VISIBLE.values()}
+        """As it is typed: the device that it sees, the packages that it finds and its threads are part of it.
+
+        The rest of the environment the training process sets for itself, or does as well without.
+        """
+        shown = {
+            name: value for name, value in self.environment.items() if name in _TYPED and os.environ.get(name) != value
+        }
         return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in shown.items()), shlex.join(self.words)])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from advisor.training.data import MarkedExample
@@ -62,6 +62,7 @@ def read_data(
     seed: int,
     skip_bad_rows: bool,
     trust_remote_code: bool,
+    tokenizer: Any = None,
 ) -> DataFacts:
     """Tokenises a data set as the training will, and keeps what is worth knowing.
 
@@ -74,6 +75,7 @@ def read_data(
         seed: of the split.
         skip_bad_rows: leave bad rows out instead of refusing them.
         trust_remote_code: whether the tokenizer's own code may run.
+        tokenizer: the model's, where it is loaded already.
 
     Raises:
         InputError: rows that cannot be used, or no tokenizer.
@@ -84,7 +86,7 @@ def read_data(
 
     data = prepare_data(
         source,
-        load_tokenizer(model_path, trust_remote_code),
+        load_tokenizer(model_path, trust_remote_code) if tokenizer is None else tokenizer,
         seq_len=seq_len,
         validation=validation,
         seed=seed,

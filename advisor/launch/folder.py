@@ -24,6 +24,9 @@ RUNS = "runs"
 PLAN_FILE = "plan.toml"
 ENVIRONMENT_FILE = "environment.json"
 
+_WRITTEN = frozenset({PLAN_FILE, ENVIRONMENT_FILE, CONFIG_FILE, JOB_FILE})
+"""What `write_run` writes. A training that began has a log beside it."""
+
 PACKAGES = ("phi3-advise", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "flash-attn")
 """Whose versions a run depends on."""
 
@@ -39,15 +42,17 @@ def default_folder(label: str, method: str) -> str:
 
 
 def occupied_by(folder: str) -> str | None:
-    """What is in the way of a new run in a folder; None where nothing is."""
+    """What is in the way of a new run in a folder; None where nothing is, or what a dry run left."""
     if not os.path.lexists(folder):
         return None
     if not os.path.isdir(folder):
         return "it is a file"
     names = os.listdir(folder)
-    if not names:
+    if not names or (JOB_FILE in names and set(names) <= _WRITTEN):
         return None
-    return "it holds a run" if JOB_FILE in names else f"it holds {len(names)} other files"
+    if JOB_FILE in names:
+        return "it holds a run"
+    return "it holds another file" if len(names) == 1 else f"it holds {len(names)} other files"
 
 
 def read_run(folder: str) -> Job:

@@ -15,6 +15,8 @@ FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 _INDEX = "model.safetensors.index.json"
 _ONE_FILE = "model.safetensors"
 _TOKENIZER = "tokenizer.json"
+_LFS_POINTER = b"version https://git-lfs"
+"""Source: github.com/git-lfs/git-lfs, docs/spec.md (The Pointer)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +103,27 @@ def _find_local(folder: str) -> ModelFiles:
         raise InputError(
             f"{folder} has no {_TOKENIZER}.", hint="Put the model's tokenizer beside it: tokenizer.save_pretrained(...)"
         )
+    for name in weights:
+        _refuse_broken(os.path.join(folder, name))
     sizes = [os.path.getsize(os.path.join(folder, name)) for name in weights]
     return ModelFiles(path=folder, weight_bytes=sum(sizes), largest_file_bytes=max(sizes), download_bytes=0)
+
+
+def _refuse_broken(path: str) -> None:
+    """A file of weights that is cut off, or only the pointer that Git LFS leaves where it did not fetch.
+
+    Raises:
+        InputError: it is.
+    """
+    from advisor.training.tensor_files import read_header
+
+    with open(path, "rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise InputError(
+                f"{path} is not the weights, but Git LFS's pointer to them.",
+                hint="Fetch them in that folder: `git lfs pull`",
+            )
+    read_header(path)
 
 
 def _find_on_hub(hub_id: str) -> ModelFiles:

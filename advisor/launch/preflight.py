@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from advisor.architecture import Architecture
 from advisor.errors import AdvisorError, EnvironmentLacksError, InputError, PlanError
@@ -22,6 +22,9 @@ from advisor.plan import Plan
 from advisor.training.checkpoints import CHECKPOINTS, complete_checkpoints
 from advisor.training.job import Job
 from advisor.units import gib, size
+
+if TYPE_CHECKING:
+    from advisor.launch.data import DataFacts
 
 REPORTERS: Mapping[str, tuple[str, ...]] = {
     "tensorboard": ("tensorboard", "tensorboardX"),
@@ -58,6 +61,9 @@ class Preflight:
     """Rows that can be used; None where the data cannot be read."""
 
     check: DeviceCheck
+    data: DataFacts | None = None
+    """The data as the model's tokenizer sees it; None where that is not here yet, or cannot read it."""
+
     ram: RamNeed | None = None
     """None on the processor, whose memory is the plan's."""
 
@@ -70,7 +76,13 @@ class Preflight:
 
 
 def preflight(
-    job: Job, gpu: Gpu, arch: Architecture | None, *, spilled_bytes: int = 0, known: Preflight | None = None
+    job: Job,
+    gpu: Gpu,
+    arch: Architecture | None,
+    *,
+    spilled_bytes: int = 0,
+    read: Callable[[Any], DataFacts] | None = None,
+    known: Preflight | None = None,
 ) -> Preflight:
     """Looks at disk, RAM, device, packages, model, data and output folder.
 
@@ -79,6 +91,7 @@ def preflight(
         gpu: where.
         arch: the model in closed form; None where it is not known.
         spilled_bytes: paged optimizer states that the plan keeps in host RAM.
+        read: reads the data with a tokenizer; without it, or where no tokenizer is here, its rows are only checked.
         known: what an earlier look at the same run found; only what depends on the plan is looked at again.
     """
     problems: list[Problem] = []
@@ -91,7 +104,15 @@ def preflight(
             return None
 
     model = known.model if known else attempt(lambda: find_files(job.model_path))
-    rows = known.rows if known else attempt(lambda: _readable_rows(job))
+    data = known.data if known else None
+    rows = known.rows if known else None
+    if known is None:
+        tokenizer = attempt(lambda: _tokenizer(job)) if read and model and not model.download_bytes else None
+        if read is not None and tokenizer is not None:
+            data = attempt(lambda: read(tokenizer))
+            rows = data.train_samples + data.validation_samples if data is not None else None
+        else:
+            rows = attempt(lambda: _readable_rows(job))
     problems += _folder_problems(job)
     check = known.check if known else check_device(job.device, training_command(job, gpu).environment)
     problems += _device_problems(job.plan, gpu, check)
@@ -107,14 +128,22 @@ def preflight(
         model=model,
         rows=rows,
         check=check,
+        data=data,
         ram=ram,
         ram_available_bytes=machine.ram_available_bytes,
     )
 
 
 def _problem(error: AdvisorError) -> Problem:
-    what = f"{error.what} {error.why}" if error.why else error.what
+    between = "\n" if "\n" in error.why else " "  # a list begins on a line of its own
+    what = f"{error.what}{between}{error.why}" if error.why else error.what
     return Problem(what=what, hint=error.hint, exit_code=error.exit_code)
+
+
+def _tokenizer(job: Job) -> Any:
+    from advisor.training.tokenizer import load_tokenizer
+
+    return load_tokenizer(job.model_path, job.trust_remote_code)
 
 
 def _readable_rows(job: Job) -> int:
@@ -219,19 +248,21 @@ def _file_system(folder: str) -> tuple[str, int | None]:
 
 
 def ram_problems(need: RamNeed | None, machine: Host) -> list[Problem]:
-    """Host RAM for loading the weights and for paged optimizer states."""
+    """Host RAM for loading the weights, for paged optimizer states and for checkpoints."""
     available = machine.ram_available_bytes
     if need is None or available is None or need.required_bytes <= available:
         return []
     parts = [f"{gib(need.process_bytes)} for the process itself"]
-    if need.spilled_bytes > need.staging_bytes:
-        parts.append(f"{gib(need.spilled_bytes)} of paged optimizer states")
-    else:
+    if need.spilled_bytes + need.saved_bytes <= need.staging_bytes:
         parts.append(f"{gib(need.staging_bytes)} for weights on their way to the GPU")
+    else:
+        if need.spilled_bytes:
+            parts.append(f"{gib(need.spilled_bytes)} of paged optimizer states")
+        parts.append(f"{gib(need.saved_bytes)} for what a checkpoint takes from the GPU")
     what = f"{gib(available)} of host RAM is free, and the run takes up to {gib(need.required_bytes)}"
     return [
         Problem(
-            what=f"{what}: {' and '.join(parts)}.",
+            what=f"{what}: {', '.join(parts)}.",
             hint="Close other programs, or take a method with smaller states: --method lora",
             exit_code=3,
         )

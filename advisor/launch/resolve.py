@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from advisor.advise import Advice, Request, advise
@@ -115,10 +116,11 @@ def resolve_advised(model: str, gpu: Gpu, request: Request, settings: Settings, 
     out = os.path.abspath(settings.out) if settings.out else default_folder(source.label, first.choice.method)
     job = _job(_with_hyperparameters(first.choice.plan, settings), model_path, out, gpu, settings)
     progress("checking disk, memory, device, model and data")
-    found = preflight(job, gpu, profile.architecture, spilled_bytes=first.choice.spilled_bytes)
+    read = partial(_read, job, settings.seq_len, profile.architecture.max_positions)
+    found = preflight(job, gpu, profile.architecture, spilled_bytes=first.choice.spilled_bytes, read=read)
     raise_problems(found)
     progress("reading the data")
-    facts = _read(job, settings.seq_len, profile.architecture.max_positions)
+    facts = found.data or read()
     packing = choose_packing(
         facts,
         asked=settings.packing,
@@ -164,11 +166,11 @@ def resolve_plan(plan: Plan, gpu: Gpu, settings: Settings, progress: Progress) -
     job = with_memory(_job(plan, model_path, out, gpu, settings), memory, gpu)
     progress("checking disk, memory, device, model and data")
     spilled = memory.host_bytes if memory is not None else 0
-    found = preflight(job, gpu, architecture, spilled_bytes=spilled)
+    read = partial(_read, job, plan.seq_len, architecture.max_positions if architecture else _UNKNOWN_CONTEXT)
+    found = preflight(job, gpu, architecture, spilled_bytes=spilled, read=read)
     raise_problems(found)
     progress("reading the data")
-    context = architecture.max_positions if architecture is not None else _UNKNOWN_CONTEXT
-    facts = _read(job, plan.seq_len, context)
+    facts = found.data or read()
     return Launch(
         job=job,
         gpu=gpu,
@@ -263,7 +265,7 @@ def with_said(training: Hyperparameters, said: Mapping[str, Any]) -> Hyperparame
     return replace(training, **{**clears, **said})
 
 
-def _read(job: Job, seq_len: int | None, context: int) -> DataFacts:
+def _read(job: Job, seq_len: int | None, context: int, tokenizer: Any = None) -> DataFacts:
     return read_data(
         job.data,
         job.model_path,
@@ -273,6 +275,7 @@ def _read(job: Job, seq_len: int | None, context: int) -> DataFacts:
         seed=job.plan.training.seed,
         skip_bad_rows=job.skip_bad_rows,
         trust_remote_code=job.trust_remote_code,
+        tokenizer=tokenizer,
     )
 
 

@@ -102,12 +102,12 @@ def test_one_command_goes_from_nothing_to_an_adapter(small_model: Path, tmp_path
     run(*words, "--out", out, code=2)
 
 
-def test_a_dry_run_shows_everything_and_writes_nothing(small_model: Path, tmp_path: Path) -> None:
+def test_a_dry_run_shows_everything_and_its_command_runs_as_it_stands(small_model: Path, tmp_path: Path) -> None:
     out, saved = tmp_path / "run", tmp_path / "saved.toml"
     words = ["--launch", "--data", DATA, "--model", small_model, "--device", "cpu", "--method", "lora"]
     words += ["--no-packing", "--no-probe", "--seq-len", 96]
-    done = run(*words, "--out", out, "--dry-run", "--save-plan", saved)
-    assert not out.exists()
+    done = run(*words, "--max-steps", 1, "--out", out, "--dry-run", "--save-plan", saved)
+    assert not list(out.glob("*.safetensors"))
     plan = load_plan(str(saved))
     assert (plan.seq_len, plan.packing, plan.padding) == (96, False, "longest")
     lines = done.stdout.splitlines()
@@ -117,6 +117,22 @@ def test_a_dry_run_shows_everything_and_writes_nothing(small_model: Path, tmp_pa
     assert command.endswith(f"launch --config_file {out}/accelerate.yaml -m advisor.training.run {out}/job.json")
     assert "Probe: not probed" in done.stdout
     assert max(len(line) for line in lines if not line.startswith("  ")) <= 80
+    # Pasted into a shell, in a folder whose contents are called like libraries.
+    (tmp_path / "here" / "datasets").mkdir(parents=True)
+    pasted = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path / "here", stdin=subprocess.DEVNULL, timeout=300, check=False
+    )
+    assert pasted.returncode == 0
+    assert (out / "adapter_model.safetensors").is_file()
+    run(*words, "--out", out, code=2)
+
+
+def test_a_dry_run_leaves_its_folder_to_the_run(small_model: Path, tmp_path: Path) -> None:
+    out, plan = tmp_path / "run", write_plan(tmp_path, small_model, 2)
+    words = ["train", "--plan", plan, "--data", DATA, "--device", "cpu", "--out", out, "--no-probe", "--max-steps", 1]
+    run(*words, "--dry-run")
+    run(*words)
+    assert (out / "adapter_model.safetensors").is_file()
 
 
 def test_a_run_that_is_terminated_saves_and_is_resumed(small_model: Path, tmp_path: Path) -> None:

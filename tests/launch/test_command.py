@@ -46,7 +46,8 @@ def test_the_command_line_is_complete(make_job: MakeJob, cpu: Gpu) -> None:
 def test_the_training_sees_the_one_gpu_that_was_judged(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     command = training_command(make_job(), A100)
     assert command.environment["CUDA_VISIBLE_DEVICES"] == "GPU-1234"
-    assert command.text.startswith("CUDA_VISIBLE_DEVICES=GPU-1234 ")
+    assert "CUDA_VISIBLE_DEVICES=GPU-1234 " in command.text
+    assert "PYTHONSAFEPATH=1 " in command.text
     if sys.platform != "win32":
         assert command.environment["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
     monkeypatch.setenv("HIP_VISIBLE_DEVICES", "3,5")
@@ -90,6 +91,19 @@ def test_a_folder_that_was_moved_is_still_its_run(make_job: MakeJob, cpu: Gpu, t
     moved = tmp_path / "elsewhere"
     Path(job.out).rename(moved)
     assert read_run(str(moved)) == replace(job, out=str(moved))
+
+
+def test_what_a_dry_run_left_is_in_nobody_s_way(make_job: MakeJob, cpu: Gpu) -> None:
+    job = make_job()
+    write_run(job, cpu, DeviceCheck())
+    assert occupied_by(job.out) is None
+    (Path(job.out) / "log.txt").touch()
+    assert occupied_by(job.out) == "it holds a run"
+    for path in Path(job.out).iterdir():
+        if path.name != "plan.toml":
+            path.unlink()
+    # Somebody's own plan, which writing a run would replace.
+    assert occupied_by(job.out) == "it holds another file"
 
 
 def test_an_attempt_is_set_aside_whole(make_job: MakeJob, cpu: Gpu) -> None:

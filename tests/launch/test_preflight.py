@@ -22,6 +22,8 @@ from advisor.profiles import default_plan, find_model, load_gpu, load_model
 from advisor.training.job import Job
 from advisor.units import MIB
 
+ROWS = '{"prompt": "What is LoRA?", "completion": "Two small matrices beside a large one."}\n'
+
 MINI = load_model("phi-3-mini-4k")
 MakeJob = Callable[..., Job]
 
@@ -77,7 +79,8 @@ def test_all_problems_are_in_one_list(make_job: MakeJob, cpu: Gpu, tmp_path: Pat
 
 def test_a_run_in_the_folder_is_resumed_or_left_alone(make_job: MakeJob, cpu: Gpu, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "job.json").write_text("{}")
+    for name in ("job.json", "log.txt"):
+        (tmp_path / "run" / name).write_text("{}")
     found = look(make_job(), cpu)
     assert "holds a run" in found.problems[0].what
     assert "--resume" in found.problems[0].hint
@@ -160,10 +163,17 @@ def test_the_disk_is_computed_from_the_plan(make_job: MakeJob, cpu: Gpu, monkeyp
     ("plan", "checkpoint", "final"),
     [
         (default_plan("lora", model="phi-3-mini-4k"), 25_165_824 * 12, 25_165_824 * 4),
+        # Where float16 cannot hold a weight, all are saved in fp32.
         (default_plan("full", model="phi-3-mini-4k", bfloat16=False), 3_821_079_552 * 12, 3_821_079_552 * 4),
         (
+            replace(default_plan("full", model="phi-3-mini-4k"), dtype="float32", autocast="bfloat16"),
+            3_821_079_552 * 12,
+            3_821_079_552 * 2,
+        ),
+        (
             replace(default_plan("full", model="phi-3-mini-4k"), optimizer="adamw_bnb_8bit"),
-            3_821_079_552 * 4,
+            # 65 norms of 3,072 elements keep fp32 states; the others have two scales to 256 elements.
+            3_821_079_552 * 4 + 65 * 3072 * 6 + (3_821_079_552 - 65 * 3072) // 256 * 8,
             3_821_079_552 * 2,
         ),
     ],
@@ -204,6 +214,52 @@ def test_the_device_is_looked_at_in_a_process_of_its_own(device: str) -> None:
         assert found == DeviceCheck(cuda=found.cuda)
     else:
         assert found.torch_error
+
+
+def test_a_cut_off_download_and_a_pointer_to_one_are_no_weights(small_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(small_model, folder)
+    weights = folder / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.truncate(weights.stat().st_size - 1000)
+    with pytest.raises(InputError, match="not a whole safetensors file") as error:
+        find_files(str(folder))
+    assert "fetch it again" in error.value.hint
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n")
+    with pytest.raises(InputError, match="Git LFS's pointer") as error:
+        find_files(str(folder))
+    assert "git lfs pull" in error.value.hint
+
+
+def test_what_only_the_tokenizer_sees_is_in_the_same_list(make_job: MakeJob, cpu: Gpu, tmp_path: Path) -> None:
+    """Rows longer than the context, beside a folder that is not free; the data is read once."""
+    from advisor.launch.resolve import Settings, resolve_plan
+
+    job = make_job()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("years of work")
+    (tmp_path / "train.jsonl").write_text(ROWS + ROWS.replace("Two", "Two " * 5000))
+    with pytest.raises(InputError, match="2 problems") as error:
+        resolve_plan(job.plan, cpu, Settings(data=job.data, out=job.out), lambda _: None)
+    assert "line 2: 5,0" in error.value.why
+    assert "the model's context is 4,096" in error.value.why
+    assert "is not free" in error.value.why
+
+
+def test_a_broken_tokenizer_does_not_hide_what_is_wrong_with_the_data(
+    make_job: MakeJob, cpu: Gpu, small_model: Path, tmp_path: Path
+) -> None:
+    from advisor.launch.resolve import Settings, resolve_plan
+
+    folder = tmp_path / "model"
+    shutil.copytree(small_model, folder)
+    (folder / "tokenizer.json").write_text("{}")
+    job = make_job(plan=replace(make_job().plan, model=str(folder)))
+    (tmp_path / "train.jsonl").write_text("{\n")
+    with pytest.raises(InputError, match="2 problems") as error:
+        resolve_plan(job.plan, cpu, Settings(data=job.data, out=job.out), lambda _: None)
+    assert "No tokenizer can be loaded" in error.value.why
+    assert "line 1: not JSON" in error.value.why
 
 
 def test_small_files_are_counted() -> None:

@@ -138,7 +138,8 @@ def render_dry_run(launch: Launch, probed: Probed | None, console: Console) -> N
     print_command(console, training_command(launch.job, launch.gpu).text)
     console.print()
     render_probed(probed, console)
-    print_paragraph(console, "Dry run: nothing was downloaded, written or trained.", style="dim")
+    said = "Dry run: nothing was trained and no weights were downloaded."
+    print_paragraph(console, f"{said} {_short(launch.job.out)} holds what the command starts.", style="dim")
 
 
 def render_probed(probed: Probed | None, console: Console) -> None:
