@@ -66,7 +66,8 @@ def conduct(resolve: Resolve, how: Conduct) -> int:
     probed = _probe(launch, how)
     launch = probed.launch if probed is not None else launch
     if how.dry_run:
-        write_run(launch.job, launch.gpu, launch.preflight.check)
+        if not launch.job.resume:
+            write_run(launch.job, launch.gpu, launch.preflight.check)
         render_dry_run(launch, probed, console)
         _print_object(how, launch, probed, [])
         return 0 if launch.fits and (probed is None or probed.holds) else 1

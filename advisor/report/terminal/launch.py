@@ -139,7 +139,9 @@ def render_dry_run(launch: Launch, probed: Probed | None, console: Console) -> N
     console.print()
     render_probed(probed, console)
     said = "Dry run: nothing was trained and no weights were downloaded."
-    print_paragraph(console, f"{said} {_short(launch.job.out)} holds what the command starts.", style="dim")
+    folder = _short(launch.job.out)
+    where = f"{folder} is as it was." if launch.job.resume else f"{folder} holds what the command starts."
+    print_paragraph(console, f"{said} {where}", style="dim")
 
 
 def render_probed(probed: Probed | None, console: Console) -> None:
