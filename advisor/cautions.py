@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 from advisor.hardware import Gpu, Host
 from advisor.in_backward import cost_of_stepping_in_backward
 from advisor.memory.lora import match_targets
+from advisor.memory.resident import trained_elements
 from advisor.profiles import ModelProfile
 from advisor.units import gib, short_count
 
 if TYPE_CHECKING:
     from advisor.advise import MethodAdvice
+    from advisor.plan import Plan
     from advisor.request import Request
 
 
@@ -19,23 +21,10 @@ def collect_warnings(
     model: ModelProfile, gpu: Gpu, parts: tuple[MethodAdvice, ...], request: Request, host: Host | None
 ) -> tuple[str, ...]:
     """Everything about this answer that a person should hear."""
-    arch = model.architecture
     said = list(gpu.notes)
     if not model.launchable:
         said.append(f"{model.label} cannot be launched from here: {model.launch_note}")
-    if request.seq_len > arch.max_positions:
-        said.append(f"{model.label} was made for {arch.max_positions:,} tokens; {request.seq_len:,} is beyond that.")
-    if arch.window is not None and request.seq_len >= arch.window:
-        said.append(
-            f"Sequences of {arch.window:,} tokens or more reach the sliding window, and flash attention is out."
-        )
-    if arch.vision_parameters:
-        said.append("Only text is counted: the image tower is held frozen, and images would need more.")
-    unmatched = match_targets(parts[1].plan, arch)[1]
-    if unmatched:
-        names = ", ".join(linear.name for linear in arch.linears)
-        trained = short_count(parts[1].memory.parameters.trainable)
-        said.append(f"{', '.join(unmatched)} match nothing in {arch.model_type} ({names}): {trained} are trained.")
+    said += _model_cautions(parts[1].plan, model)
     if gpu.bfloat16 is False:
         said.append(f"{gpu.name} has no bfloat16: fp16 with gradient scaling, and fp32 weights wherever they train.")
     stepped = [part for part in parts if part.fits and part.plan.optimizer_in_backward]
@@ -50,6 +39,45 @@ def collect_warnings(
     if parts[0].speed is None:
         said.append("The speed is unknown: no profile has this GPU's rates.")
     return tuple(dict.fromkeys(said))
+
+
+def plan_cautions(plan: Plan, model: ModelProfile | None, gpu: Gpu) -> tuple[str, ...]:
+    """What a person should hear of one plan that may be written by hand.
+
+    Args:
+        plan: the plan.
+        model: its model; None where the closed form does not know it.
+        gpu: what it is for.
+
+    Raises:
+        PlanError: targets that the closed form refuses.
+    """
+    said = _model_cautions(plan, model) if model is not None else []
+    if gpu.bfloat16 is False and "bfloat16" in (plan.dtype, plan.autocast):
+        said.append(
+            f"{gpu.name} has no bfloat16: what this plan computes in it is emulated there, slowly, and a launch "
+            'refuses it. Write "float16" in its place, or leave dtype and autocast out: they then follow the GPU.'
+        )
+    return tuple(said)
+
+
+def _model_cautions(plan: Plan, model: ModelProfile) -> list[str]:
+    """Where a plan goes beyond what the model, or its names, were made for."""
+    arch, said = model.architecture, []
+    if plan.seq_len > arch.max_positions:
+        said.append(f"{model.label} was made for {arch.max_positions:,} tokens; {plan.seq_len:,} is beyond that.")
+    if arch.window is not None and plan.seq_len >= arch.window:
+        said.append(
+            f"Sequences of {arch.window:,} tokens or more reach the sliding window, and flash attention is out."
+        )
+    if arch.vision_parameters:
+        said.append("Only text is counted: the image tower is held frozen, and images would need more.")
+    unmatched = match_targets(plan, arch)[1]
+    if unmatched:
+        names = ", ".join(linear.name for linear in arch.linears)
+        trained = short_count(trained_elements(plan, arch))
+        said.append(f"{', '.join(unmatched)} match nothing in {arch.model_type} ({names}): {trained} are trained.")
+    return said
 
 
 def _host_warnings(parts: tuple[MethodAdvice, ...], gpu: Gpu, host: Host | None) -> list[str]:
@@ -75,4 +103,4 @@ def _ram_warnings(parts: tuple[MethodAdvice, ...], gpu: Gpu, host: Host | None) 
     return []
 
 
-__all__ = ["collect_warnings"]
+__all__ = ["collect_warnings", "plan_cautions"]

@@ -31,6 +31,7 @@ def command(path: str, gpu: str | None, vram: str | None, free: str | None, as_j
     phi3-advise estimate --plan plan.toml --gpu t4 --json
     phi3-advise estimate --plan plan.toml --free 9GiB
     """
+    from advisor.cautions import plan_cautions
     from advisor.fit import check_fit
     from advisor.memory.estimate import simulate, summarise
 
@@ -38,16 +39,17 @@ def command(path: str, gpu: str | None, vram: str | None, free: str | None, as_j
     model = load_model(plan.model)
     ledger = simulate(plan, model.architecture, target)
     memory = summarise(ledger, plan, model.architecture, target)
+    fit = check_fit(memory.reserved_bytes, target) if target.total_bytes else None
+    cautions = plan_cautions(plan, model, target)
     if as_json:
-        from advisor.report.json import plan_object, terms_object
+        from advisor.report.json import estimate_object, terms_object
 
-        answer = plan_object("estimate", plan, memory)
+        answer = estimate_object(plan, memory, target, fit, (*target.notes, *cautions))
         print_json(answer | {"terms": terms_object(ledger.alive_at_peak())} if explain else answer)
         return
     from advisor.report.terminal import make_console, render_estimate, render_explain
 
     console = make_console()
-    known = target if target.total_bytes else None
-    render_estimate(plan, model, target, memory, check_fit(memory.reserved_bytes, target) if known else None, console)
+    render_estimate(plan, model, target, memory, fit, console, cautions=cautions)
     if explain:
         render_explain(ledger, memory, console)

@@ -11,6 +11,7 @@ from advisor.plan import Plan, plan_to_fields
 if TYPE_CHECKING:  # the fast answer imports no more than it uses
     from advisor.advise import Advice, MethodAdvice, Tier
     from advisor.doctor import Check
+    from advisor.fit import Fit
     from advisor.hardware import Gpu
     from advisor.launch.attempt import Attempt
     from advisor.launch.probing import Probed
@@ -38,9 +39,29 @@ def plan_object(tier: Tier, plan: Plan, memory: Memory) -> dict[str, Any]:
         "schema": SCHEMA,
         "tier": tier,
         "plan": plan_to_fields(plan),
-        "parameters": {"total": memory.parameters.total, "trainable": memory.parameters.trainable},
+        "parameters": _parameters_object(memory),
         "memory": memory_object(memory),
     }
+
+
+def _parameters_object(memory: Memory) -> dict[str, int]:
+    return {"total": memory.parameters.total, "trainable": memory.parameters.trainable}
+
+
+def _fit_object(fit: Fit) -> dict[str, Any]:
+    return {
+        "fits": fit.fits,
+        "needed_bytes": fit.needed_bytes,
+        "missing_bytes": fit.missing_bytes,
+        "margin_bytes": fit.margin_bytes,
+        "near_edge": fit.near_edge,
+    }
+
+
+def estimate_object(plan: Plan, memory: Memory, gpu: Gpu, fit: Fit | None, warnings: tuple[str, ...]) -> dict[str, Any]:
+    """One plan in closed form, judged where a GPU is known."""
+    answer = plan_object("estimate", plan, memory) | {"warnings": list(warnings)}
+    return answer if fit is None else answer | {"gpu": gpu_object(gpu), **_fit_object(fit)}
 
 
 def memory_object(memory: Memory) -> dict[str, Any]:
@@ -117,21 +138,14 @@ def _method_object(part: MethodAdvice) -> dict[str, Any]:
     return {
         "method": part.method,
         "tier": part.tier,
-        "fits": part.fits,
+        **_fit_object(part.fit),
         "reason": part.reason,
         "plan": plan_to_fields(part.plan),
         "memory": memory_object(part.memory),
         "speed": speed_object(part.speed, part.run_seconds),
-        "needed_bytes": part.fit.needed_bytes,
-        "missing_bytes": part.fit.missing_bytes,
-        "margin_bytes": part.fit.margin_bytes,
-        "near_edge": part.fit.near_edge,
         "spilled_bytes": part.spilled_bytes,
         "saved_bytes": part.saved_bytes,
-        "parameters": {
-            "total": part.memory.parameters.total,
-            "trainable": part.memory.parameters.trainable,
-        },
+        "parameters": _parameters_object(part.memory),
     }
 
 
@@ -188,11 +202,7 @@ def trace_object(traced: TracedPlan) -> dict[str, Any]:
         return answer
     return answer | {
         "gpu": gpu_object(traced.gpu),
-        "fits": traced.fit.fits,
-        "needed_bytes": traced.fit.needed_bytes,
-        "missing_bytes": traced.fit.missing_bytes,
-        "margin_bytes": traced.fit.margin_bytes,
-        "near_edge": traced.fit.near_edge,
+        **_fit_object(traced.fit),
         "survives": _survival_object(traced.survival),
     }
 

@@ -38,7 +38,14 @@ _GAPS = 6
 
 
 def render_estimate(
-    plan: Plan, model: ModelProfile, gpu: Gpu, memory: Memory, fit: Fit | None, console: Console
+    plan: Plan,
+    model: ModelProfile,
+    gpu: Gpu,
+    memory: Memory,
+    fit: Fit | None,
+    console: Console,
+    *,
+    cautions: tuple[str, ...] = (),
 ) -> None:
     """One plan in closed form.
 
@@ -49,12 +56,13 @@ def render_estimate(
         memory: the estimate.
         fit: memory against the GPU; None where no GPU is known.
         console: where to.
+        cautions: what the plan overlooks.
     """
     if fit is not None:
         print_gpu(gpu, console)
     print_model(model, console)
     print_plan(plan, console)
-    print_warnings(gpu.notes, console)
+    print_warnings((*gpu.notes, *cautions), console)
     console.print()
     _print_memory(memory, gpu, console)
     if fit is not None:
