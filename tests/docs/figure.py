@@ -9,6 +9,10 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from advisor.report.html.step import Step
 
 ROOT = Path(__file__).parents[2]
 FIGURE = ROOT / "docs" / "step.svg"
@@ -45,7 +49,8 @@ def draw_figure() -> str:
     """The cookbook's LoRA notebook with one micro-batch a step, on an A100 with 40 GB."""
     from advisor.cli.common import read_plan
     from advisor.profiles import find_model
-    from advisor.report.html.step import draw_plot, draw_scale, read_step
+    from advisor.report.html.step import read_step
+    from advisor.report.language import speaking
     from advisor.traced import trace_plan
 
     with tempfile.TemporaryDirectory() as folder:
@@ -53,6 +58,13 @@ def draw_figure() -> str:
         path.write_text(PLAN, encoding="utf-8")
         plan, gpu = read_plan(str(path), "a100-40gb")
     step = read_step(trace_plan(plan, find_model(plan.model), gpu))
+    with speaking("en"):
+        return _drawn(step)
+
+
+def _drawn(step: Step) -> str:
+    from advisor.report.html.step import draw_plot, draw_scale
+
     width = _SCALE + _PLOT + _SIDE
     return "\n".join(
         (

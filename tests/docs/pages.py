@@ -7,11 +7,13 @@ A page is Markdown with a few conventions, all of them invisible where it is rea
   stands for any number of lines. `$ echo $?` shows the exit code of the command before, which otherwise has to be 0.
 - What needs a GPU, a network or hours runs with the options of `SUBSTITUTIONS` added; its output is not shown.
 - `<!-- not run: REASON -->` above a block: its phi3-advise commands are only parsed, by the program's own parser.
+- A command in the text, `phi3-advise …` between backquotes, runs after the blocks; one with an ellipsis, or a command's
+  name without what it has to be given, is a name.
 - ```toml with `# NAME.toml` as first line writes that file; a python block runs in the folder.
 - `<!-- numbers` … `NAME = phi3-advise … --json` … `-->` names answers, and `<!-- NAME: memory.total_bytes -->11.24
   GiB<!-- -->` is a number from one. A part of a path is a key, an index, or the `method`, `gpu` or `name` of a list's
-  item; `| count`, `| short`, `| gib`, `| seconds`, `| yesno`, `| maru` or `| text` chooses how it is written (in a
-  table, the bar is escaped).
+  item; ` / ` divides one by another, and ` + ` adds; `| count`, `| short`, `| gib`, `| seconds`, `| yesno`, `| maru` or
+  `| text` chooses how it is written (in a table, the bar is escaped).
 - `<!-- cited: SOURCE -->8 GB<!-- -->` is somebody else's number. No other number with a unit may stand in the text.
 - `<!-- generated: NAME -->` … `<!-- -->` is written by the function of that name in `generated.py`.
 
@@ -68,7 +70,10 @@ _MARK = re.compile(r"<!-- ([\w-]+): (.*?) -->(.*?)<!-- -->", re.DOTALL)
 _DEFINITION = re.compile(r"^([\w-]+) = phi3-advise (.*)$", re.MULTILINE)
 _NUMBERS = re.compile(r"<!-- numbers\n(.*?)-->", re.DOTALL)
 _GENERATED = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- -->)", re.DOTALL)
-_UNIT = r"(?:[KMG]i?B\b|TFLOP|tokens?/s|tokens a second|s a step|seconds?\b|minutes?\b|%|トークン/秒|秒|分|ギガ)"
+_UNIT = (
+    r"(?:[KMG]i?B\b|bytes?\b|バイト|TFLOP|tokens?/s|tokens a second|s a step|seconds?\b|minutes?\b|%"
+    r"|トークン/秒|秒|分|ギガ)"
+)
 _CLAIM = re.compile(rf"\d[\d,.]*(?:\s|-)?{_UNIT}|\d,\d{{3}}")
 
 
@@ -179,6 +184,10 @@ def renewed(text: str, folder: Folder) -> str:
         AssertionError: a command does not end as the page says.
     """
     blocks = _renewed_blocks(text.splitlines(), folder)
+    for words in commands_in_text(text):
+        if not is_a_name(words):
+            said = folder.run(shlex.join(["phi3-advise", *words]))
+            assert folder.code == 0, f"{words} ended with {folder.code}:\n{said}"
     return _renewed_numbers("\n".join(blocks) + "\n", folder)
 
 
@@ -192,6 +201,13 @@ def parsed_commands(text: str) -> Iterator[list[str]]:
             yield shlex.split(line.strip().removeprefix("$ "), comments=True)[1:]
 
 
+def commands_in_text(text: str) -> list[list[str]]:
+    """The arguments of every phi3-advise command that stands between backquotes in a page's text."""
+    text = re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE)
+    found = (" ".join(code.split()) for code in re.findall(r"`([^`]+)`", text))
+    return [shlex.split(code)[1:] for code in found if re.match(r"phi3-advise [^…]+$", code)]
+
+
 def unchecked_numbers(text: str) -> list[str]:
     """Numbers with a unit in the text of a page that come from no run and cite no source."""
     text = _NUMBERS.sub("", text)
@@ -201,6 +217,16 @@ def unchecked_numbers(text: str) -> list[str]:
     text = re.sub(r"\b[AH]\d00[ -]\d+ GB", "", text)  # a card's name
     text = re.sub(r"`[^`\n]*`|\]\([^)]*\)|<!--.*?-->", "", text, flags=re.DOTALL)
     return [" ".join(text[max(0, at.start() - 40) : at.end() + 20].split()) for at in _CLAIM.finditer(text)]
+
+
+def is_a_name(words: list[str]) -> bool:
+    """Whether a command is only named: it would have to be given something."""
+    import click
+
+    from advisor.cli import cli
+
+    command = cli.get_command(click.Context(cli), words[0])
+    return len(words) == 1 and command is not None and any(param.required for param in command.params)
 
 
 def _renewed_blocks(lines: list[str], folder: Folder) -> list[str]:
@@ -323,11 +349,18 @@ def _renewed_numbers(text: str, folder: Folder) -> str:
 
 def _written(answer: Any, path: str) -> str:
     where, _, form = (part.strip() for part in path.replace("\\|", "|").partition("|"))
-    value = answer
-    key = ""
-    for key in where.split("."):
-        value = _part(value, key)
-    return _form(value, form or _usual_form(where, key, value))
+    if re.search(r" [/+] ", where):
+        above, _, below = where.partition(" / ")
+        whole = _looked_up(answer, below) if below else 1
+        return _form(sum(_looked_up(answer, part) for part in above.split(" + ")) / whole, form or "count")
+    value = _looked_up(answer, where)
+    return _form(value, form or _usual_form(where, where.rpartition(".")[2], value))
+
+
+def _looked_up(answer: Any, path: str) -> Any:
+    for key in path.split("."):
+        answer = _part(answer, key)
+    return answer
 
 
 def _part(value: Any, key: str) -> Any:
