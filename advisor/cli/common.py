@@ -217,7 +217,7 @@ def _say_each(console: Console, what: str) -> Callable[[str], None]:
         nonlocal said
         if part != said:
             said = part
-            console.print(f"{what}: {part}", style="dim", soft_wrap=True)
+            console.print(f"{localise_label(what)}: {localise_label(part)}", style="dim", soft_wrap=True)
 
     return say
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,10 @@ from advisor.cli.common import print_json, progress_line, read_plan
 from advisor.cli.completion import complete_gpus
 from advisor.errors import InputError
 from advisor.profiles import find_model
+from advisor.report.language import localise_label
+
+if TYPE_CHECKING:  # a trace's imports are for when one runs
+    from advisor.traced import TracedPlan
 
 
 @click.command("trace")
@@ -44,6 +49,7 @@ def command(
     phi3-advise trace --plan plan.toml --free 9GiB
     phi3-advise trace --plan plan.toml --timeline run.html --snapshot run.pickle
     """
+    timeline, snapshot = (out and os.path.expanduser(out) for out in (timeline, snapshot))
     _check_outputs(timeline, snapshot)
     plan, target = read_plan(path, gpu, vram=vram, free=free)
     model = find_model(plan.model)
@@ -56,8 +62,7 @@ def command(
             from advisor.report.timeline import write_timeline
 
             progress("timeline")
-            title = f"{model.label}, {plan.method}, {plan.micro_batch} × {plan.seq_len} tokens on {target.name}"
-            write_timeline(traced.trace, timeline, title=title, gpu_total_bytes=room)
+            write_timeline(traced.trace, timeline, title=_title(traced), gpu_total_bytes=room)
         if snapshot is not None:
             from advisor.report.snapshot import write_snapshot
 
@@ -73,13 +78,22 @@ def command(
     render_trace(traced, make_console())
 
 
+def _title(traced: TracedPlan) -> str:
+    """The plan in a few words, in the language of the screens."""
+    from advisor.report.words import METHOD_NAMES
+
+    plan = traced.plan
+    said = (METHOD_NAMES[plan.method], f"{plan.micro_batch:,} × {plan.seq_len:,} tokens", traced.gpu.name)
+    return " · ".join((traced.model.label, *map(localise_label, said)))
+
+
 def _check_outputs(timeline: str | None, snapshot: str | None) -> None:
     """Refuses what could not be written, before the seconds that a trace takes."""
-    from advisor.report.output import check_writable
+    from advisor.report.output import check_creatable
 
     for path in (timeline, snapshot):
         if path is not None:
-            check_writable(path)
+            check_creatable(path)
     if timeline is not None and snapshot is not None and os.path.realpath(timeline) == os.path.realpath(snapshot):
         raise InputError(
             f"--timeline and --snapshot both name {timeline}.",

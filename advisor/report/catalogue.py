@@ -17,6 +17,7 @@ _LATIN = re.compile(r"[A-Za-z0-9%'\"`)\]]")
 _MARKS = "（）「」『』、。：！？"
 _FIELD = re.compile(r"([\w.]+(?:, [\w.]+)*(?:\[\w+\])?(?: = [^ ]+)?): (.+)")
 _SENTENCE_END = re.compile(r"(?<=[.!?]) +")
+_BOUNDARY = re.compile(r"[.!?] +[A-Z\"'(]")
 _SENTENCE_ENDS = ("。", "！", "？")
 _FULL_WIDTH_END = (*_SENTENCE_ENDS, "：", "、", "）")
 
@@ -28,7 +29,7 @@ class Template:
     `{}`, or by number, `{1}`; a star, `{*1}`, renders a value even where it is a single word.
     """
 
-    __slots__ = ("_pattern", "_pieces", "_places", "_rendering", "weight")
+    __slots__ = ("_pattern", "_pieces", "_places", "_rendering", "spans", "weight")
 
     def __init__(self, english: str, rendering: str) -> None:
         self._pieces = _PLACE.split(english)[::2]
@@ -36,6 +37,8 @@ class Template:
         self._rendering = rendering
         self._pattern: re.Pattern[str] | None = None
         self.weight = sum(map(len, self._pieces))
+        self.spans = _BOUNDARY.search(english) is not None
+        """Whether it is of several sentences; no other template is one of a text that has several."""
 
     @property
     def opening(self) -> str:
@@ -98,6 +101,10 @@ class Catalogue:
     def sample(self) -> str:
         """Characters that whoever shows this language has to have."""
         return self._joints["sample"]
+
+    def joint(self, name: str) -> str:
+        """What this language puts between parts."""
+        return self._joints[name]
 
     def render(self, text: str, *, words: bool = False) -> str:
         """A text in this language, as far as the catalogue has it; the blanks around it stay."""
@@ -193,9 +200,10 @@ class Catalogue:
             return self._exact[folded]
         if " " not in text and not text.startswith("("):
             return self._words.get(text) if words else None
+        several = _BOUNDARY.search(text) is not None
         for opening in dict.fromkeys((folded.partition(" ")[0], "")):
             for template in self._by_opening.get(opening, ()):
-                values = template.match(folded)
+                values = template.match(folded) if template.spans or not several else None
                 if values is not None:
                     # The first letter of a value that opens the text was folded with it.
                     values = tuple(

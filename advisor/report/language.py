@@ -13,7 +13,7 @@ of the source that a person can see is in the catalogue, and every entry of the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
@@ -115,6 +115,16 @@ def localise(text: str) -> str:
 def localise_label(text: str) -> str:
     """A heading, or a cell of a table whose words are all this program's own."""
     return _localise(text, words=True)
+
+
+def listed(items: Iterable[str]) -> str:
+    """Items that are in the language of the screens already, side by side as it writes a list."""
+    return (", " if is_english() else _catalogue(_spoken()).joint("item")).join(items)
+
+
+def spoken() -> str:
+    """The language of the screens by its name, which is HTML's too."""
+    return _spoken()
 
 
 def is_english() -> bool:

@@ -10,32 +10,6 @@ from advisor.errors import InputError
 _HINT = "Name a file in a folder that exists and that you may write to."
 
 
-def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
-    """Put `content` where `path` is; what was there stays until the new file is complete.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    target = Path(os.path.realpath(path))
-    try:
-        if target.exists() and not target.is_file():
-            # A pipe or a device has no place that another file could take.
-            target.write_bytes(content)
-            return
-        unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            unfinished.write_bytes(content)
-            unfinished.replace(target)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written.",
-            why=f"{error.strerror or error}.",
-            hint=_HINT,
-        ) from error
-
-
 def create_file(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a new file; one that is there is never touched, and half of one is not left.
 
@@ -57,25 +31,6 @@ def create_file(path: str | os.PathLike[str], content: bytes) -> None:
         raise InputError(f"{path} cannot be written.", why=f"{reason}.", hint=_HINT) from error
 
 
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Find out at once whether `replace_file` could put a file there.
-
-    Raises:
-        InputError: it could not.
-    """
-    target = Path(os.path.realpath(path))
-    folder = target.parent
-    if target.is_dir():
-        why = "It is a folder."
-    elif not folder.is_dir():
-        why = f"{folder} is no folder."
-    elif not os.access(target if target.exists() and not target.is_file() else folder, os.W_OK):
-        why = f"{folder} may not be written to."
-    else:
-        return
-    raise InputError(f"{path} cannot be written.", why=why, hint=_HINT)
-
-
 def check_creatable(path: str | os.PathLike[str]) -> None:
     """Find out at once whether `create_file` could make a file there.
 
@@ -84,7 +39,14 @@ def check_creatable(path: str | os.PathLike[str]) -> None:
     """
     if os.path.lexists(path):
         raise _exists(path)
-    check_writable(path)
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        why = f"{folder} is no folder."
+    elif not os.access(folder, os.W_OK):
+        why = f"{folder} may not be written to."
+    else:
+        return
+    raise InputError(f"{path} cannot be written.", why=why, hint=_HINT)
 
 
 def _exists(path: str | os.PathLike[str]) -> InputError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -9,9 +11,10 @@ from html import escape
 from importlib import resources
 from typing import Any
 
+from advisor.report.language import localise, localise_label
 from advisor.report.words import clean
 
-_PLACEHOLDER = re.compile(r"\{\{([a-z-]+)\}\}")
+_PLACEHOLDER = re.compile(r"""\{\{(?:([a-z-]+)|"([^"{}]+)")\}\}""")
 
 
 def read_part(name: str) -> str:
@@ -20,8 +23,27 @@ def read_part(name: str) -> str:
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """Each {{name}} by its value, in one pass: a value's own braces stay what they are."""
-    return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
+    """Each {{name}} by its value, each {{"text"}} by itself in the page's language.
+
+    In one pass: a value's own braces stay what they are.
+    """
+
+    def put(match: re.Match[str]) -> str:
+        return values[match[1]] if match[1] else label(" ".join(match[2].split()))
+
+    return _PLACEHOLDER.sub(put, template)
+
+
+def policy(style: str, script: str) -> str:
+    """A page's content security policy: no request at all, and of styles and scripts only the page's own."""
+    return (
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; "
+        "form-action 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def embedded(data: Mapping[str, Any]) -> str:
@@ -33,6 +55,16 @@ def embedded(data: Mapping[str, Any]) -> str:
 def shown_text(text: str) -> str:
     """Text as it stands in a page: escaped, without control characters."""
     return escape(clean(text))
+
+
+def said(text: str) -> str:
+    """Sentences in the page's language."""
+    return shown_text(localise(text))
+
+
+def label(text: str) -> str:
+    """The same of a heading or a cell, whose words are all this program's own."""
+    return shown_text(localise_label(text))
 
 
 def breakable(name: str) -> str:

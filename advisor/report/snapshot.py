@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from advisor.memory.allocator import SMALL_REQUEST, CachingAllocator, rounded
 from advisor.memory.trace.replayed import walk
-from advisor.report.output import replace_file
+from advisor.report.output import create_file
 from advisor.units import MIB
 
 if TYPE_CHECKING:
@@ -48,15 +48,15 @@ def write_snapshot(
 
     Args:
         trace: what is written.
-        path: the pickle; a file that is there is replaced.
+        path: the pickle; a file that is there is never overwritten.
         gpu_total_bytes: what segments may add up to, as it was for the trace; None is no limit.
         empties_cache: as it was for the trace.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file exists, or cannot be written.
     """
     snapshot = build_snapshot(trace.events, gpu_total_bytes=gpu_total_bytes, empties_cache=empties_cache)
-    replace_file(path, pickle.dumps(snapshot, protocol=PROTOCOL))
+    create_file(path, pickle.dumps(snapshot, protocol=PROTOCOL))
 
 
 def build_snapshot(events: Sequence[Event], *, gpu_total_bytes: int | None, empties_cache: bool) -> Record:

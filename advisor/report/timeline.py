@@ -6,14 +6,15 @@ The page carries its data and its script, asks the network for nothing, and open
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from advisor import units
 from advisor.report.history import COMPONENTS, Point, Replayed, Span, points_of, replay, spans_of
-from advisor.report.output import replace_file
-from advisor.report.page import breakable, embedded, fill, read_part
+from advisor.report.language import language_of, listed, localise_label, speaking, spoken
+from advisor.report.output import create_file
+from advisor.report.page import breakable, embedded, fill, label, policy, read_part, shown_text
 from advisor.report.tensors import TensorRow, group_tensors
 
 if TYPE_CHECKING:
@@ -21,6 +22,21 @@ if TYPE_CHECKING:
 
 _LARGEST = 40
 """Rows of the table of what is alive at the peak."""
+
+_LAYER = re.compile(r"backward of layer (\d+)")
+
+_PHRASES = {
+    "everything": "everything",
+    "step": "step 7",
+    "allocated": "7 allocated",
+    "reserved_bytes": "7 reserved",
+    "reserved": "reserved",
+    "peak": "peak 7",
+    "limit": "GPU 7",
+    "limit_above": "GPU 7, above this scale",
+    "failed": "out of memory: 7",
+}
+"""What the page's script says, with a 7 where it puts a value."""
 
 
 def write_timeline(
@@ -31,35 +47,45 @@ def write_timeline(
     gpu_total_bytes: int | None = None,
     empties_cache: bool = True,
 ) -> None:
-    """Write the page of a trace.
+    """Write the page of a trace in the language that was asked for; a file that is there is never overwritten.
 
     Args:
         trace: what is shown.
-        path: the HTML file; a file that is there is replaced.
+        path: the HTML file.
         title: of the page, such as the plan in a few words.
         gpu_total_bytes: what a process may have on the GPU; None draws no limit and replays without one.
         empties_cache: as it was for the trace.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file exists, or cannot be written.
     """
+    with speaking(language_of(os.environ)):  # whatever characters the terminal has
+        page = render_timeline(trace, title=title, gpu_total_bytes=gpu_total_bytes, empties_cache=empties_cache)
+    create_file(path, page.encode())
+
+
+def render_timeline(trace: Trace, *, title: str, gpu_total_bytes: int | None = None, empties_cache: bool = True) -> str:
+    """The page of a trace."""
     replayed = replay(trace.events, gpu_total_bytes, empties_cache=empties_cache)
     spans = spans_of(trace.events)
     points = points_of(trace.events, spans, replayed.reserved)
     data = _data(spans, points, replayed, gpu_total_bytes)
-    page = fill(
-        read_part("timeline.html"),
-        {
-            "title": escape(title),
-            "colours": read_part("colours.css"),
-            "summary": _summary(trace, replayed, gpu_total_bytes),
-            "components": _component_rows(trace.components),
-            "largest": _largest_rows(group_tensors(trace.largest)[:_LARGEST]),
-            "peak": escape(f"{units.size(trace.allocated_bytes)}, {trace.at}"),
-            "data": embedded(data),
-        },
-    )
-    replace_file(path, page.encode())
+    style = read_part("colours.css") + read_part("timeline.css")
+    script = read_part("timeline.js")
+    peak = f"{units.size(trace.allocated_bytes)}, {localise_label(trace.at)}"
+    values = {
+        "lang": spoken(),
+        "title": shown_text(title),
+        "policy": policy(style, script),
+        "style": style,
+        "script": script,
+        "summary": _summary(trace, replayed, gpu_total_bytes),
+        "components": _component_rows(trace.components),
+        "largest": _largest_rows(group_tensors(trace.largest)[:_LARGEST]),
+        "largest-title": f"{label('Largest tensors at the peak')} ({shown_text(peak)})",
+        "data": embedded(data),
+    }
+    return fill(read_part("timeline.html"), values)
 
 
 def _data(
@@ -73,9 +99,20 @@ def _data(
     totals = [sum(point.components) for point in flat]
     failed = replayed.failed
     return {
-        "components": COMPONENTS,
+        "words": {
+            "comma": listed(("", "")),
+            **{name: localise_label(text).replace("7", "{0}") for name, text in _PHRASES.items()},
+        },
+        "components": [localise_label(name) for name in COMPONENTS],
         "spans": [
-            {"moment": span.moment, "step": span.step, "events": span.count, "points": len(group)}
+            {
+                "moment": localise_label(span.moment),
+                "stage": localise_label("layer backward" if _LAYER.fullmatch(span.moment) else span.moment),
+                "layer": int(layer[1]) if (layer := _LAYER.fullmatch(span.moment)) else None,
+                "step": span.step,
+                "events": span.count,
+                "points": len(group),
+            }
             for span, group in zip(spans, points, strict=True)
         ],
         "event": [point.event for point in flat],
@@ -108,7 +145,7 @@ def _tensor(row: TensorRow) -> tuple[Any, ...]:
 
 def _summary(trace: Trace, replayed: Replayed, total_bytes: int | None) -> str:
     facts = [
-        ("Peak allocated", units.size(trace.allocated_bytes), f"in {trace.at}"),
+        ("Peak allocated", units.size(trace.allocated_bytes), trace.at),
         ("Peak reserved", units.size(max(replayed.reserved, default=0)), "default allocator"),
         ("With expandable segments", units.size(trace.reserved_expandable_bytes), "peak reserved"),
         ("Parameters", units.short_count(trace.total_parameters), f"{units.count(trace.trainable_parameters)} trained"),
@@ -117,25 +154,30 @@ def _summary(trace: Trace, replayed: Replayed, total_bytes: int | None) -> str:
         facts.append(("GPU", units.size(total_bytes), "what a process may have"))
     if replayed.failed is not None:
         asked = units.size(replayed.failed.allocation.nbytes)
-        facts.append(("Out of memory", asked, f"could not be had in {replayed.failed.moment}"))
+        facts.append(("Out of memory", asked, f"could not be had at {replayed.failed.moment}"))
     return "\n".join(
-        f"<div><dt>{escape(name)}</dt><dd><strong>{escape(value)}</strong> <span>{escape(note)}</span></dd></div>"
+        f"<div><dt>{label(name)}</dt><dd><strong>{shown_text(value)}</strong> <span>{label(note)}</span></dd></div>"
         for name, value, note in facts
     )
 
 
 def _component_rows(components: Mapping[str, int]) -> str:
     return "\n".join(
-        f'<tr><th scope="row"><span class="swatch c{index}"></span>{name}</th>'
+        f'<tr><th scope="row"><span class="swatch c{index}"></span>{label(name)}</th>'
         f'<td>{units.size(components.get(name, 0))}</td><td data-here="{index}"></td></tr>'
         for index, name in reversed(list(enumerate(COMPONENTS)))
     )
 
 
+def _module(row: TensorRow) -> str:
+    """A module's name, or a thread in the page's language."""
+    return localise_label(row.module) if " " in row.module else row.module
+
+
 def _largest_rows(rows: Iterable[TensorRow]) -> str:
     return "\n".join(
         f"<tr><td>{units.size(row.total_bytes)}</td><td>{row.number}</td><td>{units.size(row.kind.nbytes)}</td>"
-        f"<td>{row.kind.shape_text}</td><td>{escape(row.kind.dtype)}</td><td>{escape(row.kind.component)}</td>"
-        f"<td>{breakable(row.module)}</td><td>{breakable(row.kind.operation)}</td><td>{escape(row.moment)}</td></tr>"
+        f"<td>{row.kind.shape_text}</td><td>{shown_text(row.kind.dtype)}</td><td>{label(row.kind.component)}</td>"
+        f"<td>{breakable(_module(row))}</td><td>{breakable(row.kind.operation)}</td><td>{label(row.moment)}</td></tr>"
         for row in rows
     )

@@ -116,13 +116,23 @@ def test_what_is_no_causal_model_is_refused_before_torch_is_asked(
 
 
 @pytest.mark.parametrize("option", ["--timeline", "--snapshot"])
-@pytest.mark.parametrize("place", ["nowhere/out", "config.json/out", "."])
-def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path: Path, option: str, place: str) -> None:
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("nowhere/out", "cannot be written"),
+        ("config.json/out", "cannot be written"),
+        (".", "exists already"),
+        ("config.json", "exists already"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path: Path, option: str, place: str, said: str) -> None:
     plan = write_plan(tmp_path, {"model_type": "phi3"})
+    before = (tmp_path / "config.json").read_bytes()
     started = time.monotonic()
     result = run("trace", "--plan", plan, option, tmp_path / place)
     assert result.returncode == 2
-    assert "cannot be written" in " ".join(result.stderr.split())
+    assert said in " ".join(result.stderr.split())
+    assert (tmp_path / "config.json").read_bytes() == before
     assert time.monotonic() - started < 2  # a trace takes longer to import what it runs
 
 

@@ -12,26 +12,31 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from html import unescape
 from itertools import pairwise
 from pathlib import Path
 
 import click
 import pytest
+from report.left_over import JAPANESE, STAYS, left_in_english
 from rich.cells import cell_len
 from rich.console import Console
 
+from advisor.advise import Advice, advise
 from advisor.cli import _SUBCOMMANDS, main
-from advisor.errors import InputError
-from advisor.profiles import gpu_names, model_names
+from advisor.errors import EnvironmentLacksError, InputError
+from advisor.hardware import what_if
+from advisor.profiles import gpu_names, load_gpu, load_model, model_names
 from advisor.report import language
 from advisor.report.catalogue import Template
+from advisor.report.html import render_report
 from advisor.report.language import check_language, language_of, languages, listening, localise, speaking
 from advisor.report.terminal import render_trace
 from advisor.report.terminal.wrapping import _NO_LINE_BEGINS_WITH, _NO_LINE_ENDS_WITH, wrap_lines
 from advisor.traced import TracedPlan
+from advisor.units import GIB
 
 ROOT = Path(__file__).resolve().parents[2]
-JAPANESE = re.compile(r"[぀-ヿ一-鿿]")
 
 
 def tables() -> dict[str, dict[str, str]]:
@@ -50,26 +55,11 @@ def shown(*words: str, width: int = 80, **environment: str) -> str:
         return out.getvalue()
 
 
-# What a person may see in English on a Japanese screen: commands, options, names of files, formats, cards and models,
-# and whatever somebody else's program said.
-STAYS = re.compile(
-    r"""phi3-advise[^。]*|--[\w-]+|`[^`]*`|"[^"]*"|'[^']*'|\S*[/_.=<>{}\[\]]\S*|\([^)]*\w=\w[^)]*\)
-    |autocast\ \w+|(?:compute\ capability|expandable\ segments|flash\ attention|memory-efficient)
-    |pip\ install\ [\w -]+|python\ -m|hf\ auth\ login|Runtime|nvidia-smi\ mig""",
-    re.VERBOSE,
-)
-
-
-def left_in_english(text: str) -> list[str]:
-    """Runs of English words that no name explains."""
-    return re.findall(r"(?<![\w-])[A-Za-z]{2,}(?: [a-z]{2,})+(?![\w-])", STAYS.sub(" ", text))
-
-
 class Source:
     """Every text of the source that a person can see."""
 
     SILENT = (
-        *("report/html/", "report/explorer/", "report/yaml", "report/json", "report/timeline", "report/snapshot"),
+        *("report/yaml", "report/json", "report/snapshot", "report/page"),
         *(
             "report/history",
             "report/language",
@@ -85,12 +75,13 @@ class Source:
             "memory/trace/tracker",
             "memory/kernels/choice",
         ),
-        *("explore.py", "cli/explore.py", "__init__", "probe/imitate.py:"),
+        *("__init__", "probe/imitate.py:"),
     )
-    """Files whose texts are no screen of the terminal: pages, formats, patterns, other tools' words."""
+    """Files whose texts nobody reads: formats, patterns, other tools' words."""
 
     STAYS = re.compile(
-        r"bold |phi3-advise |from \w+ import|(model|tokenizer) = |pip install|.*\{file\}|\{\"train\"|# |TRL |axolotl "
+        r"bold |halo |backward of layer \(|Screen \{|SaveDialog, |phi3-advise |from \w+ import|(model|tokenizer) = "
+        r"|pip install|.*\{file\}|\{\"train\"|# |TRL |axolotl "
         r"|LLaMA|accelerate |Please also|method = |GPU \{|NVIDIA GPU|Apple GPU|capability \{|.*TFLOP/s|model name"
         r"|random tokens|field larger|unexpected end|[Cc]an(not|'t) allocate memory|(cuda|xpu) allocator|--"
         r"|compute capability"
@@ -103,7 +94,21 @@ class Source:
         for path in sorted((ROOT / "advisor").rglob("*.py")):
             name = path.relative_to(ROOT / "advisor").as_posix()
             if not name.startswith(cls.SILENT):
-                yield from ((f"{name}:{line}", text) for line, text in cls._of(ast.parse(path.read_text("utf-8"))))
+                texts = cls._of(ast.parse(path.read_text("utf-8")))
+                yield from ((f"{name}:{line}", cls._without_markup(name, text)) for line, text in texts)
+        for path in sorted((ROOT / "advisor/report/parts").glob("*.html")):
+            yield from ((path.name, text) for text in cls.of_page(path))
+
+    @staticmethod
+    def _without_markup(name: str, text: str) -> str:
+        if not name.startswith(("report/html/", "report/timeline")):
+            return text
+        return re.sub(r"""</?\w[^>]*>|[\w-]+=(["']).*?\1|aria-label="{}: {}">""", " ", text)
+
+    @staticmethod
+    def of_page(path: Path) -> list[str]:
+        """The texts that a page's template hands to the catalogue."""
+        return [" ".join(text.split()) for text in re.findall(r'{{"(.*?)"}}', path.read_text("utf-8"), re.DOTALL)]
 
     @classmethod
     def _of(cls, tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -198,6 +203,8 @@ def _everything_said() -> Iterator[str]:
             if isinstance(node, ast.FunctionDef):
                 yield ast.get_docstring(node) or ""
                 yield node.name.replace("_", " ")  # terms are called so
+    for path in (ROOT / "advisor/report/parts").glob("*.html"):
+        yield from Source.of_page(path)
     yield from (path.read_text("utf-8") for path in (ROOT / "profiles").rglob("*.toml") if path.name != "ja.toml")
     yield from (path.read_text("utf-8") for path in Path(click.__file__).parent.glob("*.py"))
     yield "4-bit matmul on {}\nmatmul on {}\nattention on {}"  # doctor puts a trial and a device together
@@ -316,6 +323,39 @@ def test_a_trace_is_told_in_japanese(small_step: TracedPlan) -> None:
     left = {text: left_in_english(catalogue.render(text, words=True)) for text in heard}
     assert not {text: words for text, words in left.items() if words}
     assert all(cell_len(line.rstrip()) <= 80 for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
+
+
+@pytest.fixture(params=["step", "no step", "nothing fits", "near the edge"])
+def japanese_page(request: pytest.FixtureRequest, small_advice: Advice, small_step: TracedPlan) -> str:
+    """A page of each kind, and of every warning that there is on the way."""
+    missing = EnvironmentLacksError("A trace needs torch, not installed here.", hint="pip install torch")
+    mini = load_model("phi-3-mini")
+    pages: dict[str, tuple[Advice, TracedPlan | EnvironmentLacksError]] = {
+        "step": (small_advice, small_step),
+        "no step": (advise(mini, what_if(load_gpu("t4"))), missing),
+        "nothing fits": (advise(mini, what_if(vram_bytes=2 * GIB)), missing),
+        "near the edge": (advise(mini, what_if(load_gpu("a100-80gb"), free_bytes=20 * GIB)), missing),
+    }
+    with speaking("ja"):
+        return render_report(*pages[request.param])
+
+
+def test_the_page_is_in_japanese(japanese_page: str) -> None:
+    """But for plans, commands, and the names of modules, tensors and operations."""
+    assert '<html lang="ja">' in japanese_page
+    read = re.sub(r"<(script|style|pre|ol).*?</\1>|<td></td>", " ", japanese_page, flags=re.DOTALL)
+    attributes = " ".join(re.findall(r'aria-label="([^"]*)"|<title>(.*?)</title>', read)[0])
+    text = unescape(re.sub(r"<[^>]+>", "\n", read)) + attributes
+    shown = [" ".join(line.split()) for line in text.splitlines() if not re.match(r"\S+ · |[\d.]+ \w+ .* · ", line)]
+    assert JAPANESE.search(text)
+    words = {word for word, rendering in tables()["words"].items() if rendering != word and word.isascii()}
+    left = [
+        line
+        for line in shown
+        if left_in_english(line) or words & set(re.findall(r"[\w-]+", STAYS.sub(" ", re.sub(r"--\w+ \w+", " ", line))))
+    ]
+    cards = {profile.split(",")[0] for profile in _products()}
+    assert [line for line in left if line not in cards] == []
 
 
 def numbers(text: str) -> set[str]:

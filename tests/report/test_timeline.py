@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -10,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from report.left_over import left_in_english
 
 from advisor import units
+from advisor.errors import InputError
 from advisor.memory.trace import Allocation, Event, Trace
+from advisor.report.language import speaking
 from advisor.report.timeline import COMPONENTS, write_timeline
 from advisor.units import MIB
 
@@ -151,7 +156,31 @@ def test_nothing_outside_the_page_is_asked_for(text: str, page: Page) -> None:
     assert "@import" not in text
     policies = [attributes["content"] for tag, attributes in page.elements if "http-equiv" in attributes]
     assert len(policies) == 1
-    assert str(policies[0]).startswith("default-src 'none'")
+    assert str(policies[0]).startswith("default-src 'none'; ")
+    assert "unsafe" not in str(policies[0])
+    for kind, pattern in (("style", r"<style>(.*?)</style>"), ("script", r"<script>(.*?)</script>")):
+        (own,) = re.findall(pattern, text, flags=re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in str(policies[0])
+
+
+def test_the_page_is_in_the_language_that_was_asked_for(small_trace: Trace, tmp_path: Path) -> None:
+    with speaking("ja"):
+        page = Page(written(small_trace, tmp_path))
+    assert ("html", {"lang": "ja"}) in page.elements
+    assert "割り当て" in page.text
+    assert page.data["words"]["step"] == "ステップ {0}"
+    assert {span["moment"] for span in page.data["spans"]} >= {"順伝播", "層 2 の逆伝播", "オプティマイザの更新"}
+    cells = [cell for row in page.rows for cell in row if not re.search(r"\w\.\w", cell)]
+    assert [said for said in (page.text, *cells) if left_in_english(said)] == []
+    assert not {"tensors", "backward", "thread", "peak"} & set(re.findall(r"\w+", " ".join((page.text, *cells))))
+
+
+def test_a_page_that_is_there_is_not_overwritten(small_trace: Trace, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text("mine")
+    with pytest.raises(InputError, match="exists already"):
+        written(small_trace, tmp_path)
+    assert (tmp_path / "page.html").read_text() == "mine"
 
 
 def test_names_cannot_become_markup(small_trace: Trace, tmp_path: Path) -> None:

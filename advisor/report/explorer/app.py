@@ -20,6 +20,8 @@ from advisor.plan import Plan
 from advisor.profiles import save_plan_file
 from advisor.report.explorer import dialogs, panels
 from advisor.report.explorer.dialogs import LaunchDialog, SaveDialog
+from advisor.report.language import localise
+from advisor.report.words import ended
 
 _OTHER_ROWS = 11
 """Rows of the screen that are not bars: heading, verdict, claims, a blank, what is said, the keys."""
@@ -52,10 +54,8 @@ class Explorer(App[Launch | None]):
     #knobs {{ height: {len(KNOBS)}; }}
     #claims, #heading, #knobs, #bars {{ text-wrap: nowrap; text-overflow: ellipsis; }}
     #body {{ height: auto; margin-top: 1; }}
-    #knobs {{ width: {panels.KNOBS_WIDTH}; }}
     #bars {{ width: 1fr; }}
     .narrow #body {{ layout: vertical; }}
-    .narrow #knobs {{ width: 100%; }}
     {dialogs.CSS}
     """
 
@@ -67,6 +67,8 @@ class Explorer(App[Launch | None]):
         self._trace: Worker[None] | None = None
         self._saved: tuple[Plan, str] | None = None
         self._drawn: dict[str, Text] = {}
+        self._beside = panels.knobs_width()
+        """Columns of the settings."""
 
     def compose(self) -> ComposeResult:
         """The parts of the screen, from the top."""
@@ -92,7 +94,9 @@ class Explorer(App[Launch | None]):
 
     def on_resize(self, event: events.Resize) -> None:
         """Draws for the new width."""
-        self.screen.set_class(event.size.width < 2 * panels.KNOBS_WIDTH - 8, "narrow")
+        narrow = event.size.width < 2 * self._beside - 8
+        self.screen.set_class(narrow, "narrow")
+        self.query_one("#knobs").styles.width = "100%" if narrow else self._beside
         self._draw(event.size.width, event.size.height)
 
     def on_click(self, event: events.Click) -> None:
@@ -145,7 +149,7 @@ class Explorer(App[Launch | None]):
         try:
             self.view = change()
         except PlanError as error:
-            self.say(" ".join(f"{part}." if not part.endswith(".") else part for part in _parts(error)), "yellow")
+            self.say(" ".join(map(ended, _parts(error))), "yellow")
         else:
             self._cancel_trace()
             self.traced = None
@@ -156,12 +160,12 @@ class Explorer(App[Launch | None]):
         """Puts the view into the parts, whose places stay: laying out anew takes longer than all the rest."""
         width, height = width or self.size.width, height or self.size.height
         rows = max(len(KNOBS), height - _OTHER_ROWS)
-        beside = width if self.screen.has_class("narrow") else width - panels.KNOBS_WIDTH
+        beside = width if self.screen.has_class("narrow") else width - self._beside
         self.query_one("#bars").styles.height = rows
         self._put("heading", panels.heading(self.view))
         self._put("verdict", panels.verdict(self.view))
         self._put("claims", panels.claims(self.view, width - 1))
-        self._put("knobs", panels.knobs(self.view, self._selected, panels.KNOBS_WIDTH))
+        self._put("knobs", panels.knobs(self.view, self._selected, self._beside))
         self._put("bars", panels.bars(self.view, self.traced, beside - 1, rows))
 
     def _put(self, name: str, text: Text) -> None:
@@ -171,8 +175,8 @@ class Explorer(App[Launch | None]):
             self.query_one(f"#{name}", Static).update(text, layout=False)
 
     def say(self, text: str, style: str = "") -> None:
-        """Two lines under the settings."""
-        self._put("said", Text(text, style=style))
+        """Two lines under the settings, in the language of the screens."""
+        self._put("said", Text(localise(text), style=style))
 
     def _start_trace(self) -> None:
         if self._trace is None:

@@ -12,6 +12,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from advisor.errors import InputError
+from advisor.report.language import localise, localise_label
 from advisor.request import PLAN_FILE
 
 CSS = """
@@ -48,7 +49,7 @@ class SaveDialog(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         """The question, the name, what was wrong with it."""
         with Vertical(id="dialog"):
-            yield Static("Save the plan as (Enter saves, Esc leaves it):")
+            yield Static(localise_label("Save the plan as (Enter saves, Esc leaves it):"))
             yield Input(free_name(), id="path")
             yield Static(classes="problem")
 
@@ -88,13 +89,13 @@ class LaunchDialog(ModalScreen[tuple[str, str] | None]):
         """The questions, and what was wrong with the answers."""
         with Vertical(id="dialog"):
             if self._saved is None:
-                yield Static("Save the plan as:")
+                yield Static(localise_label("Save the plan as:"))
                 yield Input(free_name(), id="path")
             else:
-                yield Static(f"The plan is in {self._saved}.", markup=False)
-            yield Static("Train on this file, folder or hub id (empty: only print the command):")
+                yield Static(localise(f"The plan is in {self._saved}."), markup=False)
+            yield Static(localise_label("Train on this file, folder or hub id (empty: only print the command):"))
             yield Input(placeholder="train.jsonl", id="data")
-            yield Static("Enter leaves the explorer, Esc goes back to it.")
+            yield Static(localise("Enter leaves the explorer, Esc goes back to it."))
             yield Static(classes="problem")
 
     def on_mount(self) -> None:
@@ -123,5 +124,5 @@ class LaunchDialog(ModalScreen[tuple[str, str] | None]):
 
 def _problem(error: InputError) -> str:
     """Brackets in a path are no markup."""
-    said = " ".join(part for part in (error.what, error.why, error.hint) if part)
+    said = localise(" ".join(part for part in (error.what, error.why, error.hint) if part))
     return said.replace("[", r"\[")

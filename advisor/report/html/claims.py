@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from advisor.report.history import COMPONENTS
-from advisor.report.page import shown_text
+from advisor.report.page import said, shown_text
 from advisor.units import GIB, gib
 
 if TYPE_CHECKING:
@@ -64,6 +65,15 @@ def amount(size_bytes: int) -> str:
     return f'<data value="{size_bytes}">{text}</data>'
 
 
-def amount_with_unit(size_bytes: int) -> str:
-    """`"9.91 GiB"` in a sentence; the exact bytes go with it."""
-    return f'<data value="{size_bytes}">{shown_text(gib(size_bytes))}</data>'
+def said_exactly(text: str, *sizes: int) -> str:
+    """Sentences in the page's language; with each of the sizes that they name in GiB go its exact bytes."""
+    exact: dict[str, list[int]] = {}
+    for size_bytes in sizes:
+        exact.setdefault(shown_text(gib(size_bytes)), []).append(size_bytes)
+
+    def put(found: re.Match[str]) -> str:
+        left = exact[found[0]]
+        return f'<data value="{left.pop(0) if len(left) > 1 else left[0]}">{found[0]}</data>'
+
+    longest_first = sorted(map(re.escape, exact), key=len, reverse=True)
+    return re.sub(rf"(?<![\d,.])(?:{'|'.join(longest_first)})", put, said(text))

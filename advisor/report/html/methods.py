@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from advisor.advise import METHOD_LABELS
-from advisor.report.html.claims import Claim, amount, amount_with_unit, claims_of, look, swatch
-from advisor.report.page import shown_text
+from advisor.report.html.claims import Claim, amount, claims_of, look, said_exactly, swatch
+from advisor.report.language import listed, localise_label
+from advisor.report.page import label, said, shown_text
 from advisor.report.words import EASE, METHOD_NAMES, QUALITY, SHIPPED, TRAINED, capital, settings, speed_words
 from advisor.units import gib, short_count, size
 
@@ -31,16 +32,17 @@ def method_bars(advice: Advice) -> str:
 
 
 def _bar(part: MethodAdvice, scale: float, *, recommended: bool) -> str:
-    fit, name = part.fit, capital(METHOD_LABELS[part.method])
+    fit, name = part.fit, shown_text(capital(localise_label(METHOD_LABELS[part.method])))
     claims = [claim for claim in claims_of(part) if claim.size_bytes > 0]
-    said = ", ".join(f"{claim.name} {gib(claim.size_bytes)}" for claim in claims)
-    needed = amount_with_unit(fit.needed_bytes)
+    usable = f"{gib(fit.total_bytes)} usable"
+    parts = listed([*map(_claim_words, claims), localise_label(usable)])
+    needed = said_exactly(f"{gib(fit.needed_bytes)} needed of {gib(fit.total_bytes)}", fit.needed_bytes)
     limit = _percent(fit.total_bytes, scale)
-    chosen = '<span class="chosen">recommended</span>' if recommended else ""
+    chosen = f'<span class="chosen">{label("recommended")}</span>' if recommended else ""
     return f"""<div class="method">
 <h3>{name} {chosen}</h3>
-<p class="claim">{_verdict(fit)} <span class="quiet">{needed} needed of {gib(fit.total_bytes)}</span></p>
-<svg class="bar" height="{_BAR_ROOM}" role="img" aria-label="{name}: {said}; of {gib(fit.total_bytes)}.">
+<p class="claim">{_verdict(fit)} <span class="quiet">{needed}</span></p>
+<svg class="bar" height="{_BAR_ROOM}" role="img" aria-label="{name}: {shown_text(parts)}">
 <rect class="card" {_span(0, fit.total_bytes, scale)}/>
 {_segments(claims, scale)}
 <rect class="limit" x="{limit}" width="2" height="{_BAR_ROOM}"/>
@@ -48,10 +50,14 @@ def _bar(part: MethodAdvice, scale: float, *, recommended: bool) -> str:
 </div>"""
 
 
+def _claim_words(claim: Claim) -> str:
+    return f"{localise_label(claim.name)} {gib(claim.size_bytes)}"
+
+
 def _segments(claims: Iterable[Claim], scale: float) -> str:
     drawn, start = [], 0
     for claim in claims:
-        title = f"<title>{claim.name}: {gib(claim.size_bytes)}</title>"
+        title = f"<title>{shown_text(_claim_words(claim))}</title>"
         drawn.append(f"<g><rect {look(claim)} {_span(start, claim.size_bytes, scale)}/>{title}</g>")
         start += claim.size_bytes
     return "\n".join(drawn)
@@ -72,7 +78,7 @@ def _cut(fit: Fit, scale: float) -> str:
         return ""
     middle = _BAR_TOP + _BAR_HEIGHT // 2
     return (
-        f'<svg x="100%" y="{middle}" overflow="visible"><title>goes on</title>'
+        f'<svg x="100%" y="{middle}" overflow="visible"><title>{label("goes on")}</title>'
         '<path class="cut" d="M0,0 L-12,-15 H-22 L-10,0 L-22,15 H-12 Z"/></svg>\n'
     )
 
@@ -84,20 +90,23 @@ def _scale(advice: Advice, scale: float) -> str:
     anchor, shift = ("end", -6) if before else ("start", 6)
     cut = any(part.fit.needed_bytes > scale for part in advice.methods)
     x = _percent(total, scale)
-    note = f'<p class="note">A bar with an arrow goes on beyond {_LONGEST_BAR:g} times that.</p>' if cut else ""
+    beyond = f"A bar with an arrow goes on beyond {_LONGEST_BAR:g} times that."
+    note = f'<p class="note">{said(beyond)}</p>' if cut else ""
+    usable = f"{gib(total)} usable"
     return (
         f'<svg class="bar" height="22" aria-hidden="true"><rect class="limit" x="{x}" width="2" height="20"/>'
         f'<svg x="{x}" overflow="visible"><text class="limit-text" x="{shift}" y="15" text-anchor="{anchor}">'
-        f"{gib(total)} usable</text></svg></svg>{note}"
+        f"{label(usable)}</text></svg></svg>{note}"
     )
 
 
 def _verdict(fit: Fit) -> str:
     if fit.near_edge:
-        return '<strong class="near">fits, near the edge</strong>'
+        return f'<strong class="near">{label("fits, near the edge")}</strong>'
     if fit.fits:
-        return '<strong class="good">fits</strong>'
-    return f'<strong class="bad">does not fit: {amount_with_unit(fit.missing_bytes)} short</strong>'
+        return f'<strong class="good">{label("fits")}</strong>'
+    short = said_exactly(f"does not fit: {gib(fit.missing_bytes)} short", fit.missing_bytes)
+    return f'<strong class="bad">{short}</strong>'
 
 
 def memory_table(advice: Advice) -> str:
@@ -111,30 +120,31 @@ def memory_table(advice: Advice) -> str:
         if claims[0].name == "context":
             rows.append(_sum_row("peak reserved", [part.fit.reserved_bytes for part in parts]))
         if claims[0].name != "other processes" or any(claim.size_bytes for claim in claims):
-            label = f"{swatch(claims[0])}{claims[0].name}"
-            rows.append(_row(label, [amount(claim.size_bytes) for claim in claims]))
+            cells = [amount(claim.size_bytes) for claim in claims]
+            rows.append(_row(claims[0].name, cells, before=swatch(claims[0])))
     rows.append(_sum_row("needed", [part.fit.needed_bytes for part in parts]))
     rows.append(_row("usable", [amount(part.fit.total_bytes) for part in parts]))
     if any(part.spilled_bytes for part in parts):
         rows.append(_row("in host RAM", [amount(part.spilled_bytes) for part in parts]))
-    rows.append(_row("peak at", [shown_text(part.memory.at) for part in parts], kind="words"))
+    rows.append(_row("peak at", [label(part.memory.at) for part in parts], kind="words"))
     return "\n".join(rows)
 
 
-def _sum_row(label: str, sizes: Iterable[int]) -> str:
-    return _row(label, [amount(size_bytes) for size_bytes in sizes], kind="sum")
+def _sum_row(name: str, sizes: Iterable[int]) -> str:
+    return _row(name, [amount(size_bytes) for size_bytes in sizes], kind="sum")
 
 
-def _row(label: str, cells: Sequence[str], *, kind: str = "") -> str:
+def _row(name: str, cells: Sequence[str], *, kind: str = "", before: str = "") -> str:
     attribute = f' class="{kind}"' if kind else ""
     inside = "".join(f'<td role="cell">{cell}</td>' for cell in cells)
-    return f'<tr role="row"{attribute}><th scope="row" role="rowheader">{label}</th>{inside}</tr>'
+    return f'<tr role="row"{attribute}><th scope="row" role="rowheader">{before}{label(name)}</th>{inside}</tr>'
 
 
 def method_heads(advice: Advice) -> str:
     """The columns' heads."""
     return "".join(
-        f'<th scope="col" role="columnheader">{capital(METHOD_NAMES[part.method])}</th>' for part in advice.methods
+        f'<th scope="col" role="columnheader">{shown_text(capital(localise_label(METHOD_NAMES[part.method])))}</th>'
+        for part in advice.methods
     )
 
 
@@ -151,8 +161,8 @@ def comparison_rows(advice: Advice) -> str:
     }
     if any(part.tier != "estimate" for part in advice.methods):
         rows["memory by"] = lambda part: part.tier
-    return "\n".join(_row(label, [_lines(say(part)) for part in advice.methods]) for label, say in rows.items())
+    return "\n".join(_row(name, [_lines(say(part)) for part in advice.methods]) for name, say in rows.items())
 
 
 def _lines(text: str) -> str:
-    return "<br>".join(map(shown_text, text.splitlines()))
+    return "<br>".join(map(label, text.splitlines()))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 from typing import TYPE_CHECKING
 
@@ -11,7 +9,7 @@ from advisor import __version__
 from advisor.advise import METHOD_LABELS, Advice
 from advisor.errors import AdvisorError
 from advisor.profiles import plan_to_toml
-from advisor.report.html.claims import PATTERNS, amount_with_unit
+from advisor.report.html.claims import PATTERNS, said_exactly
 from advisor.report.html.methods import comparison_rows, memory_table, method_bars, method_heads
 from advisor.report.html.step import (
     LABEL_ROOM,
@@ -25,8 +23,9 @@ from advisor.report.html.step import (
     step_data,
     tensor_items,
 )
+from advisor.report.language import language_of, localise_label, speaking, spoken
 from advisor.report.output import create_file
-from advisor.report.page import embedded, fill, read_part, shown_text
+from advisor.report.page import embedded, fill, label, policy, read_part, said, shown_text
 from advisor.report.words import (
     basis_of,
     capital,
@@ -39,14 +38,14 @@ from advisor.report.words import (
     request_facts,
     sentence,
 )
-from advisor.units import short_count
+from advisor.units import gib, short_count
 
 if TYPE_CHECKING:
     from advisor.traced import TracedPlan
 
 
 def write_report(advice: Advice, path: str | os.PathLike[str], step: TracedPlan | AdvisorError) -> None:
-    """Write the page of an advice; a file that is there is never overwritten.
+    """Write the page of an advice in the language that was asked for; a file that is there is never overwritten.
 
     Args:
         advice: what is shown.
@@ -56,7 +55,9 @@ def write_report(advice: Advice, path: str | os.PathLike[str], step: TracedPlan 
     Raises:
         InputError: the file exists, or cannot be written.
     """
-    create_file(path, render_report(advice, step).encode())
+    with speaking(language_of(os.environ)):  # whatever characters the terminal has
+        page = render_report(advice, step)
+    create_file(path, page.encode())
 
 
 def render_report(advice: Advice, step: TracedPlan | AdvisorError) -> str:
@@ -69,8 +70,9 @@ def render_report(advice: Advice, step: TracedPlan | AdvisorError) -> str:
     style = read_part("colours.css") + read_part("report.css")
     script = read_part("report.js")
     values = {
-        "title": shown_text(f"{advice.model.label} on {advice.gpu.name}"),
-        "policy": _policy(style, script),
+        "lang": spoken(),
+        "title": shown_text(f"{advice.model.label} · {localise_label(advice.gpu.name)}"),
+        "policy": policy(style, script),
         "style": style,
         "script": script,
         "gpu": _facts(origin_of(advice.gpu), *memory_facts(advice.gpu), *compute_facts(advice.gpu)),
@@ -87,55 +89,43 @@ def render_report(advice: Advice, step: TracedPlan | AdvisorError) -> str:
         "comparison": comparison_rows(advice),
         "step-title": _step_title(advice),
         "step": chart,
-        "plan-title": "The plan" if advice.recommended else "The plan that misses least",
+        "plan-title": label("The plan" if advice.recommended else "The plan that misses least"),
         "plan": _lines(plan_to_toml(advice.choice.plan)),
-        "basis": shown_text(basis_of(advice)),
+        "basis": said(basis_of(advice)),
         "version": shown_text(__version__),
         "data": data,
     }
     return fill(read_part("report.html"), values)
 
 
-def _policy(style: str, script: str) -> str:
-    """No request at all, and of styles and scripts only the page's own."""
-    return (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; "
-        "form-action 'none'"
-    )
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
 def _facts(*facts: str) -> str:
-    return " · ".join(f"<span>{shown_text(fact)}</span>" for fact in facts)
+    return " · ".join(f"<span>{label(fact)}</span>" for fact in facts)
 
 
 def _recommendation(advice: Advice) -> str:
     if advice.recommended is None:
-        said = ['<h2 class="bad">Nothing fits</h2>', "<dl>"]
-        said += [
-            f"<dt>{capital(METHOD_LABELS[part.method])}</dt><dd>{shown_text(sentence(part.reason))}</dd>"
-            for part in advice.methods
-        ]
-        said.append("</dl>")
+        lines = [f'<h2 class="bad">{label("Nothing fits")}</h2>', "<dl>"]
+        for part in advice.methods:
+            name = capital(localise_label(METHOD_LABELS[part.method]))
+            lines.append(f"<dt>{shown_text(name)}</dt><dd>{said(sentence(part.reason))}</dd>")
+        lines.append("</dl>")
     else:
-        said = [
-            f'<h2 class="good">Recommended: {METHOD_LABELS[advice.recommended]}</h2>',
-            f"<p>{shown_text(sentence(advice.reason))}</p>",
-            f"<p>It {shown_text(ended(advice.choice.reason))}</p>",
+        recommended = f"Recommended: {METHOD_LABELS[advice.recommended]}"
+        lines = [
+            f'<h2 class="good">{label(recommended)}</h2>',
+            f"<p>{said(sentence(advice.reason))}</p>",
+            f"<p>{said(f'It {ended(advice.choice.reason)}')}</p>",
         ]
     if advice.unlock:
-        label = "To go further" if advice.recommended else "To make it fit"
-        said.append(f"<p><strong>{label}:</strong> {shown_text(ended(advice.unlock))}</p>")
-    return "\n".join(said)
+        what = label("To go further:" if advice.recommended else "To make it fit:")
+        lines.append(f"<p><strong>{what}</strong> {said(ended(advice.unlock))}</p>")
+    return "\n".join(lines)
 
 
 def _commands(advice: Advice) -> str:
     commands = [advice.next_command, *([advice.proof_command] if advice.proof_command else [])]
     return "\n".join(
-        _copyable(f"command-{number}", _unbroken(command), f"command {number}")
+        _copyable(f"command-{number}", _unbroken(command), f"Copy command {number}")
         for number, command in enumerate(commands, 1)
     )
 
@@ -145,18 +135,17 @@ def _unbroken(command: str) -> str:
     return " ".join(f"<span>{shown_text(word)}</span>" for word in command.split(" "))
 
 
-def _copyable(name: str, text: str, label: str) -> str:
-    return (
-        f'<div class="copyable"><pre id="{name}">{text}</pre>'
-        f'<button type="button" class="scripted" data-copy="{name}" aria-label="Copy {label}">Copy</button></div>'
-    )
+def _copyable(name: str, text: str, does: str) -> str:
+    button = f'<button type="button" class="scripted" data-copy="{name}" aria-label="{label(does)}">'
+    return f'<div class="copyable"><pre id="{name}">{text}</pre>{button}{label("Copy")}</button></div>'
 
 
 def _warnings(advice: Advice) -> str:
     if not advice.warnings:
         return ""
-    items = "".join(f"<li>{shown_text(warning)}</li>" for warning in advice.warnings)
-    return f'<section aria-labelledby="warnings"><h2 id="warnings">Good to know</h2><ul class="warnings">{items}</ul></section>'  # noqa: E501
+    items = "".join(f"<li>{said(warning)}</li>" for warning in advice.warnings)
+    title = f'<h2 id="warnings">{label("Good to know")}</h2>'
+    return f'<section aria-labelledby="warnings">{title}<ul class="warnings">{items}</ul></section>'
 
 
 def _patterns() -> str:
@@ -174,14 +163,14 @@ def _patterns() -> str:
 
 
 def _step_title(advice: Advice) -> str:
-    return f"Memory over one step of {METHOD_LABELS[advice.choice.method]}"
+    return label(f"Memory over one step of {METHOD_LABELS[advice.choice.method]}")
 
 
 def _absence(error: AdvisorError) -> str:
     """Why there is no chart."""
-    why = f"<p>{shown_text(sentence(error.why))}</p>" if error.why else ""
-    hint = f"<p><strong>To see it:</strong> {shown_text(error.hint)}</p>" if error.hint else ""
-    return f'<div class="card-like"><p><strong>{shown_text(error.what)}</strong></p>{why}{hint}</div>'
+    why = f"<p>{said(sentence(error.why))}</p>" if error.why else ""
+    hint = f"<p><strong>{label('To see it:')}</strong> {said(error.hint)}</p>" if error.hint else ""
+    return f'<div class="card-like"><p><strong>{said(error.what)}</strong></p>{why}{hint}</div>'
 
 
 def _chart(advice: Advice, traced: TracedPlan, step: Step) -> str:
@@ -200,18 +189,19 @@ def _chart(advice: Advice, traced: TracedPlan, step: Step) -> str:
 
 
 def _traced_words(advice: Advice, step: TracedPlan) -> str:
-    memory = step.memory
-    allocated, reserved = amount_with_unit(memory.allocated_bytes), amount_with_unit(memory.reserved_bytes)
-    peak = f"Its peak is {allocated} allocated, at {shown_text(memory.at)}, and {reserved} reserved."
-    closed_form = f"The closed form says {shown_text(closed_form_words(step))}."
-    said = [f"Traced: the installed code run on tensors without storage. {peak} {closed_form}"]
+    memory, peaks = step.memory, (step.memory.allocated_bytes, step.memory.reserved_bytes)
+    allocated, reserved = map(gib, peaks)
+    peak = f"Its peak is {allocated} allocated, at {memory.at}, and {reserved} reserved."
+    closed_form = f"The closed form says {closed_form_words(step)}."
+    lines = [said_exactly(f"Traced: the installed code run on tensors without storage. {peak} {closed_form}", *peaks)]
     if step.survival is not None:
-        room = amount_with_unit(step.survival.room_bytes)
-        said.append(f"Replayed in the {room} that are left for tensors: {shown_text(replayed_words(step.survival))}")
+        room = step.survival.room_bytes
+        replayed = f"Replayed in the {gib(room)} that are left for tensors: {replayed_words(step.survival)}"
+        lines.append(said_exactly(replayed, room))
     if step.fit is not None and advice.choice.fits and not step.fit.fits:
-        said.append("By the trace this plan does not fit: ask again with --trace, which takes a smaller one.")
-    said += [shown_text(warning) for warning in step.warnings if warning not in advice.warnings]
-    return "\n".join(f"<p>{text}</p>" for text in said)
+        lines.append(said("By the trace this plan does not fit: ask again with --trace, which takes a smaller one."))
+    lines += [said(warning) for warning in step.warnings if warning not in advice.warnings]
+    return "\n".join(f"<p>{text}</p>" for text in lines)
 
 
 def _lines(text: str) -> str:

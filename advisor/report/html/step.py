@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from advisor.memory.trace.result import OUTSIDE_STEPS
 from advisor.report.history import COMPONENTS, Point, Span, drawn_width, points_of, replay, spans_of
-from advisor.report.page import shown_text
+from advisor.report.language import listed, localise_label
+from advisor.report.page import label, shown_text
 from advisor.report.tensors import TensorRow, without_wrapper
 from advisor.report.words import short_operation
 from advisor.traced import expandable_segments
@@ -85,16 +86,19 @@ class Step:
         return max(max(sum(point.components), point.reserved_bytes or 0) for point in self.points)
 
     def named(self, stage: Stage, moment: str = "") -> str:
-        """A stage's title, or one of its moments, with its micro-batch where there are two."""
-        pass_name, name = self.pass_name(stage), moment or stage.title
-        return f"{name} ({pass_name})" if pass_name else name
+        """A stage's title, or one of its moments, with its micro-batch where there are two; in the page's language."""
+        name, pass_name = localise_label(moment or stage.title), self.pass_name(stage)
+        if not pass_name:
+            return name
+        noted = localise_label(f"({pass_name})")
+        return f"{name} {noted}" if noted.startswith("(") else name + noted
 
     def pass_name(self, stage: Stage) -> str:
         """Which micro-batch a stage is part of; empty for the optimizer step, or where there is but one."""
         passes = 1 + max(other.number for other in self.stages)
         if passes == 1 or stage.name == "optimizer step":
             return ""
-        return ("first" if stage.number == 0 else "last") + " micro-batch"
+        return "first micro-batch" if stage.number == 0 else "last micro-batch"
 
 
 def read_step(traced: TracedPlan) -> Step:
@@ -252,7 +256,7 @@ def _labels(step: Step) -> Iterable[str]:
         )
         yield (
             f'<svg x="{_percent(stage.left + stage.width / 2)}" y="{PLOT_BOTTOM + 14}" overflow="visible">'
-            f'<text transform="rotate(-40)" text-anchor="end">{shown_text(stage.name)}</text></svg>'
+            f'<text transform="rotate(-40)" text-anchor="end">{label(stage.name)}</text></svg>'
         )
     named = ""
     for stage in step.stages:
@@ -268,7 +272,7 @@ def _text(share: float, y: float, text: str, look: str, *, shift: int, anchor: s
     """A text so many pixels beside a share of the width."""
     return (
         f'<svg x="{_percent(share)}" y="{y:.1f}" overflow="visible">'
-        f'<text class="{look}" x="{shift}" text-anchor="{anchor}">{shown_text(text)}</text></svg>'
+        f'<text class="{look}" x="{shift}" text-anchor="{anchor}">{label(text)}</text></svg>'
     )
 
 
@@ -308,13 +312,18 @@ def _targets(step: Step) -> Iterable[str]:
     for stage in step.stages:
         peak = stage.peak
         index = first + stage.points.index(peak)
-        largest = "; ".join(f"{size(row.total_bytes)} {row.kind.component}" for row in peak.largest[:3])
-        said = f"{step.named(stage)}: highest {size(sum(peak.components))} allocated; largest tensors {largest}"
+        highest = localise_label(f"highest {size(sum(peak.components))} allocated")
+        largest = "; ".join(_component_words(row) for row in peak.largest[:3])
+        said = f"{step.named(stage)}: {highest}; {localise_label('largest tensors')} {largest}"
         yield (
             f'<g class="moment" tabindex="0" role="img" aria-label="{shown_text(said)}" data-point="{index}">'
             f"<title>{shown_text(said)}</title><rect {_across(stage)}/></g>"
         )
         first += len(stage.points)
+
+
+def _component_words(row: TensorRow) -> str:
+    return f"{size(row.total_bytes)} {localise_label(row.kind.component)}"
 
 
 def step_data(step: Step) -> dict[str, Any]:
@@ -338,21 +347,27 @@ def _moments(step: Step) -> list[str]:
 
 
 def _point_sizes(point: Point) -> str:
-    allocated = f"{size(sum(point.components))} allocated"
-    return allocated if point.reserved_bytes is None else f"{allocated}, {size(point.reserved_bytes)} reserved"
+    sizes = [f"{size(sum(point.components))} allocated"]
+    sizes += [] if point.reserved_bytes is None else [f"{size(point.reserved_bytes)} reserved"]
+    return listed(map(localise_label, sizes))
 
 
 def tensor_texts(row: TensorRow) -> tuple[str, int, str, str]:
     """How much, the component's place, what, and whose."""
     kind = row.kind
-    each = f"{row.number} of {size(kind.nbytes)}, " if row.number > 1 else ""
-    module = without_wrapper(row.module) or "no module"
+    each = [localise_label(f"{row.number} of {size(kind.nbytes)}")] if row.number > 1 else []
     return (
         size(row.total_bytes),
         COMPONENTS.index(kind.component),
-        f"{each}{kind.dtype} {kind.shape_text}",
-        f"{module}, {short_operation(kind.operation)}",
+        listed([*each, f"{kind.dtype} {kind.shape_text}"]),
+        f"{_module_words(row)}, {short_operation(kind.operation)}",
     )
+
+
+def _module_words(row: TensorRow) -> str:
+    """A module's name, or a thread in the page's language."""
+    name = without_wrapper(row.module) or "no module"
+    return localise_label(name) if " " in name else name
 
 
 def point_words(step: Step, point: Point) -> str:
@@ -363,7 +378,7 @@ def point_words(step: Step, point: Point) -> str:
 def tensor_items(rows: Iterable[TensorRow]) -> str:
     """The largest tensors of a point, as the script writes them too."""
     return "\n".join(
-        f'<li><span class="much">{much}</span> <span class="key c{component}"></span>{COMPONENTS[component]}'
+        f'<li><span class="much">{much}</span> <span class="key c{component}"></span>{label(COMPONENTS[component])}'
         f'<br><span class="quiet">{shown_text(what)}<br>{shown_text(whose)}</span></li>'
         for much, component, what, whose in map(tensor_texts, rows)
     )
@@ -381,8 +396,6 @@ def moment_rows(step: Step) -> str:
 
 def _largest_words(point: Point) -> str:
     return "<br>".join(
-        shown_text(
-            f"{size(row.total_bytes)} {row.kind.component} in {without_wrapper(row.module) or 'no module'}"
-        ).replace(".", ".<wbr>")
+        shown_text(f"{_component_words(row)} · {_module_words(row)}").replace(".", ".<wbr>")
         for row in point.largest[:2]
     )

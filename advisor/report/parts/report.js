@@ -18,10 +18,10 @@
       getSelection().addRange(range);
       copied = document.execCommand("copy");
     }
-    button.textContent = copied ? "Copied" : "Selected";
-    said.textContent = copied ? "Copied." : "Selected: copy it with the keyboard.";
+    button.textContent = copied ? said.dataset.copied : said.dataset.selected;
+    said.textContent = copied ? said.dataset.copied : said.dataset.byHand;
     setTimeout(() => {
-      button.textContent = "Copy";
+      button.textContent = said.dataset.idle;
       said.textContent = "";
     }, 2000);
   }

@@ -22,7 +22,8 @@ _UNCOUNTED = "torch.compile, whose memory is in no estimate and no trace: only a
 def print_gpu(gpu: Gpu, console: Console) -> None:
     """What the GPU is, how much of it can be had, what it computes in."""
     text = joined(*map(localise_label, (f"({origin_of(gpu)})", *memory_facts(gpu))))
-    print_paragraph(console, text, label=f"{clean(gpu.name)} ", indent="  ")
+    name = clean(localise_label(gpu.name))
+    print_paragraph(console, text, label=f"{name} " if text.startswith("(") else name, indent="  ")
     print_paragraph(console, joined(*compute_facts(gpu)), label="  ", indent="  ")
 
 
