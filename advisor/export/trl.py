@@ -86,6 +86,9 @@ def _describe_data(plan: Plan, draft: Draft) -> None:
     share = plan.training.validation
     draft.set("max_length", plan.seq_len, "seq_len")
     draft.set("packing", plan.packing, "packing")
+    if plan.packing and plan.micro_batch > 1 and plan.attention != "flash_attention_2":
+        said = "it lays a micro-batch's rows end to end, and masks all tokens against all: more memory than planned"
+        draft.lose("packing", said, micro_batch=1, seq_len=plan.micro_batch * plan.seq_len)
     tell_padding(plan, draft)
     draft.set("datasets", [{"path": "json", "data_files": DATA_FILE}], note="yours; a plan names no data")
     if share:

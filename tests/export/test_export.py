@@ -141,6 +141,7 @@ def test_a_small_rate_is_a_number_to_yaml() -> None:
         ("full in fp32 under fp16", "axolotl", "dtype"),
         ("qlora, upcast", "llama-factory", "upcast_frozen"),
         ("lora in fp16 without autocast", "axolotl", "hold_outputs"),
+        ("lora, packed", "trl", "packing"),
         ("lora", "accelerate", "lora.rank"),
     ],
 )
@@ -149,6 +150,20 @@ def test_what_a_tool_cannot_be_told_is_said_in_the_file(name: str, tool: Tool, f
     assert field in [told.field for told in export.lost]
     head = config_text(export).partition("\n\n")[0]
     assert re.search(rf"^#.*\b{re.escape(field)}\b", head, re.MULTILINE)
+
+
+def test_trl_collates_a_packed_micro_batch_into_one_row() -> None:
+    """So what runs is one row of all its tokens, and sdpa's block mask grows with their square."""
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    plan = PLANS["lora, packed"]
+    examples = [{"input_ids": [1] * plan.seq_len, "seq_lengths": [plan.seq_len]} for _ in range(plan.micro_batch)]
+    batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)(examples)
+    ran = export_plan(plan, "trl").as_run
+    assert ran is not None
+    assert tuple(batch["input_ids"].shape) == (ran.micro_batch, ran.seq_len)
+    flash = replace(plan, attention="flash_attention_2")
+    assert "packing" not in [told.field for told in export_plan(flash, "trl").lost]
 
 
 def run(*words: str) -> Result:
