@@ -69,6 +69,7 @@ class Explorer(App[Launch | None]):
         self._drawn: dict[str, Text] = {}
         self._beside = panels.knobs_width()
         """Columns of the settings."""
+        self._save_dialog, self._launch_dialog = SaveDialog(self._write), LaunchDialog(self._write)
 
     def compose(self) -> ComposeResult:
         """The parts of the screen, from the top."""
@@ -82,9 +83,14 @@ class Explorer(App[Launch | None]):
             yield Static(id="said")
             yield Static(panels.help_line(), id="help")
 
-    def on_mount(self) -> None:
-        """Draws the first view."""
+    async def on_mount(self) -> None:
+        """Draws the first view, and makes the dialogs: that would take half of what a key may."""
         self._draw()
+        for dialog in (self._save_dialog, self._launch_dialog):
+            self.install_screen(dialog, type(dialog).__name__)
+            with self.batch_update():
+                await self.push_screen(dialog)
+                await self.pop_screen()
         gc.collect()
         gc.freeze()  # or a key now and then waits 25 ms for a look through everything that was imported
 
@@ -213,7 +219,8 @@ class Explorer(App[Launch | None]):
             self.say("The trace was given up.")
 
     def _save(self) -> None:
-        self.push_screen(SaveDialog(self._write), self._after_save)
+        self._save_dialog.begin()
+        self.push_screen(self._save_dialog, self._after_save)
 
     def _write(self, path: str) -> None:
         """Writes the plan to a new file.
@@ -230,7 +237,8 @@ class Explorer(App[Launch | None]):
 
     def _launch(self) -> None:
         saved = self._saved[1] if self._saved and self._saved[0] == self.view.plan else None
-        self.push_screen(LaunchDialog(saved, self._write), self._after_launch)
+        self._launch_dialog.begin(saved)
+        self.push_screen(self._launch_dialog, self._after_launch)
 
     def _after_launch(self, asked: tuple[str, str] | None) -> None:
         if asked is not None:

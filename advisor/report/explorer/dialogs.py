@@ -35,6 +35,11 @@ def free_name() -> str:
     return name
 
 
+def _offer(path: Input) -> None:
+    path.value = free_name()
+    path.cursor_position = len(path.value)
+
+
 class SaveDialog(ModalScreen[str | None]):
     """Asks for a file's name until one can be written; answers it, or None.
 
@@ -50,8 +55,13 @@ class SaveDialog(ModalScreen[str | None]):
         """The question, the name, what was wrong with it."""
         with Vertical(id="dialog"):
             yield Static(localise_label("Save the plan as (Enter saves, Esc leaves it):"))
-            yield Input(free_name(), id="path")
+            yield Input(id="path")
             yield Static(classes="problem")
+
+    def begin(self) -> None:
+        """Offers a name that is free now."""
+        _offer(self.query_one("#path", Input))
+        self.query_one(".problem", Static).update("")
 
     def on_key(self, event: Key) -> None:
         """Escape leaves."""
@@ -76,30 +86,37 @@ class LaunchDialog(ModalScreen[tuple[str, str] | None]):
     """Asks where to save the plan, unless it is saved already, and for the data; answers both, or None.
 
     Args:
-        saved: the file that the plan was saved to as it is; None where it was not.
         write: writes the plan to a new file; raises `InputError` where that cannot be.
     """
 
-    def __init__(self, saved: str | None, write: Callable[[str], None]) -> None:
+    def __init__(self, write: Callable[[str], None]) -> None:
         super().__init__()
-        self._saved = saved
+        self._saved: str | None = None
         self._write = write
 
     def compose(self) -> ComposeResult:
         """The questions, and what was wrong with the answers."""
         with Vertical(id="dialog"):
-            if self._saved is None:
-                yield Static(localise_label("Save the plan as:"))
-                yield Input(free_name(), id="path")
-            else:
-                yield Static(localise(f"The plan is in {self._saved}."), markup=False)
+            yield Static(id="where", markup=False)
+            yield Input(id="path")
             yield Static(localise_label("Train on this file, folder or hub id (empty: only print the command):"))
             yield Input(placeholder="train.jsonl", id="data")
             yield Static(localise("Enter leaves the explorer, Esc goes back to it."))
             yield Static(classes="problem")
 
-    def on_mount(self) -> None:
-        """The data is asked for first: the name of the plan's file is there already."""
+    def begin(self, saved: str | None) -> None:
+        """Asks for the data first: the name of the plan's file is there already.
+
+        Args:
+            saved: the file that the plan was saved to as it is; None where it was not.
+        """
+        self._saved = saved
+        where = localise_label("Save the plan as:") if saved is None else localise(f"The plan is in {saved}.")
+        self.query_one("#where", Static).update(where)
+        path = self.query_one("#path", Input)
+        path.display = saved is None
+        _offer(path)
+        self.query_one(".problem", Static).update("")
         self.query_one("#data", Input).focus()
 
     def on_key(self, event: Key) -> None:
