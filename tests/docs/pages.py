@@ -225,8 +225,8 @@ def is_a_name(words: list[str]) -> bool:
 
     from advisor.cli import cli
 
-    command = cli.get_command(click.Context(cli), words[0])
-    return len(words) == 1 and command is not None and any(param.required for param in command.params)
+    command = cli.get_command(click.Context(cli), words[0]) if len(words) == 1 else None
+    return command is not None and any(param.required for param in command.params)
 
 
 def _renewed_blocks(lines: list[str], folder: Folder) -> list[str]:

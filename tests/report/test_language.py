@@ -62,7 +62,6 @@ class Source:
         *("report/yaml", "report/json", "report/snapshot", "report/page"),
         *(
             "report/history",
-            "report/language",
             "report/catalogue",
             "report/terminal/wrapping",
             "training/model_card",
@@ -427,6 +426,12 @@ def test_an_unknown_language_names_those_there_are() -> None:
     assert "en, ja" in caught.value.hint
     for said in (shown("--lang", "fr"), shown("models", PHI3_ADVISE_LANG="fr")):
         assert "names no language that there is: 'fr'" in said
+
+
+def test_an_unknown_language_is_refused_in_the_environment_s() -> None:
+    said = shown("models", "--lang", "fr", PHI3_ADVISE_LANG="ja")
+    assert "--lang の 'fr' という言語はありません" in said
+    assert not left_in_english(said)
 
 
 def test_each_command_takes_the_option() -> None:
