@@ -242,10 +242,13 @@ def failure(attempt: Attempt) -> RunFailedError:
     }
     kept = f" The last checkpoint, {result.checkpoint}, is complete." if result.checkpoint else ""
     hint = result.hint
-    if result.checkpoint and result.outcome != "diverged":
+    usable = result.exit_code in (None, RunFailedError.exit_code)
+    if result.checkpoint and result.outcome != "diverged" and usable:
         hint = f"{hint} Then go on: {resume_command(attempt.launch)}".strip()
-    log = f" The log: {os.path.join(job.out, 'log.txt')}" if result.outcome == "failed" else ""
-    return RunFailedError(titles[result.outcome], why=f"{result.message}{kept}", hint=f"{hint}{log}".strip())
+    log = f" The log: {os.path.join(job.out, 'log.txt')}" if result.outcome == "failed" and usable else ""
+    error = RunFailedError(titles[result.outcome], why=f"{result.message}{kept}", hint=f"{hint}{log}".strip())
+    error.exit_code = result.exit_code or RunFailedError.exit_code
+    return error
 
 
 def _nothing_fits(launch: Launch, how: Conduct, console: Console) -> int:

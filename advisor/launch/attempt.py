@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from advisor.launch.command import training_command
-from advisor.launch.folder import set_attempt_aside, write_run
+from advisor.launch.folder import read_settings, set_attempt_aside, write_run, write_settings
 from advisor.launch.process import Ended, supervise
 from advisor.launch.resolve import Launch
 from advisor.launch.stepdown import StepDown, step_down
@@ -36,8 +36,12 @@ def train(launch: Launch, *, stdout: IO[Any] | None = None) -> Attempt:
     Raises:
         InputError: the run folder cannot be written to.
     """
+    before = read_settings(launch.job.out) if launch.job.resume else {}
     write_run(launch.job, launch.gpu, launch.preflight.check)
     ended = supervise(training_command(launch.job, launch.gpu), launch.job.out, stdout=stdout)
+    if ended.result.outcome == "failed" and not ended.result.step:
+        # It did not begin, so the run is what it was: with other data, say, it could never be resumed again.
+        write_settings(launch.job.out, before)
     return Attempt(launch=launch, ended=ended)
 
 

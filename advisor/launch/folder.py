@@ -9,6 +9,7 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -19,6 +20,7 @@ from advisor.launch.device_check import DeviceCheck
 from advisor.plan import Plan
 from advisor.profiles import save_plan_file
 from advisor.training.job import Job, read_job, write_job
+from advisor.training.result import RESULT
 
 RUNS = "runs"
 PLAN_FILE = "plan.toml"
@@ -86,6 +88,21 @@ def write_run(job: Job, gpu: Gpu, check: DeviceCheck) -> None:
         raise InputError(
             f"{job.out} cannot be written to.", why=f"{error.strerror}.", hint="Name another: --out DIR"
         ) from error
+
+
+def read_settings(folder: str) -> dict[str, bytes]:
+    """The files that say what a run is and how it ended, as they are."""
+    found = {}
+    for name in (JOB_FILE, PLAN_FILE, ENVIRONMENT_FILE, CONFIG_FILE, RESULT):
+        with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, name), "rb") as file:
+            found[name] = file.read()
+    return found
+
+
+def write_settings(folder: str, files: Mapping[str, bytes]) -> None:
+    """Puts back what `read_settings` read."""
+    for name, content in files.items():
+        _write(os.path.join(folder, name), content.decode())
 
 
 def write_plan(plan: Plan, folder: str) -> None:
@@ -167,6 +184,8 @@ __all__ = [
     "occupied_by",
     "read_environment",
     "read_run",
+    "read_settings",
     "set_attempt_aside",
     "write_run",
+    "write_settings",
 ]

@@ -53,6 +53,8 @@ class Result:
 
     message: str = ""
     hint: str = ""
+    exit_code: int | None = None
+    """Of a failure: 2 where what was given cannot be used, 3 where something is missing, 4 otherwise."""
 
 
 def write_result(folder: Path, result: Result) -> None:

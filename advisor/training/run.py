@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from advisor.errors import AdvisorError
+from advisor.errors import AdvisorError, RunFailedError
 from advisor.training.interruption import Interrupted, Interruption
 from advisor.training.job import Job, read_job
 from advisor.training.log import LOG, log_to_file
@@ -88,13 +88,13 @@ def _fail(session: Session | None, folder: Path, error: BaseException) -> int:
         message = "Memory ran out" + (f": {asked} more was asked for." if asked else ".")
         hint = "Take a smaller plan: a smaller micro_batch or seq_len, checkpointing, a chunked loss, or QLoRA."
     elif outcome == "disk_full":
-        message = "The disk is full. The last complete checkpoint is as it was."
-        hint = "Free some space, then go on with --resume."
+        message, hint = "Nothing more could be written.", "Free some space."
     else:
         message = f"{type(error).__name__}: {str(error)[:500]}"
         hint = f"{folder / LOG} has the whole story."
-    _write(session, folder, outcome, message=message, hint=hint)
-    return error.exit_code if isinstance(error, AdvisorError) else 4
+    code = error.exit_code if isinstance(error, AdvisorError) else RunFailedError.exit_code
+    _write(session, folder, outcome, message=message, hint=hint, exit_code=code)
+    return code
 
 
 def _write(
@@ -105,6 +105,7 @@ def _write(
     message: str,
     hint: str = "",
     signal: int | None = None,
+    exit_code: int | None = None,
 ) -> None:
     from advisor.training.checkpoints import CHECKPOINTS, last_checkpoint
 
@@ -117,6 +118,7 @@ def _write(
             signal=signal,
             message=message,
             hint=hint,
+            exit_code=exit_code,
             checkpoint=str(checkpoint.path) if checkpoint else None,
             **known,
         ),

@@ -98,8 +98,17 @@ def test_one_command_goes_from_nothing_to_an_adapter(small_model: Path, tmp_path
         "AutoPeftModelForCausalLM",
     ):
         assert part in done.stderr, part
-    run("train", "--resume", "--out", out, "--device", "cpu", code=2)
+    again = ["train", "--resume", "--out", out, "--device", "cpu"]
+    run(*again, code=2)
     run(*words, "--out", out, code=2)
+    # Other data is refused, and the run stays what it was: finished, and able to go on with its own.
+    before = {name: (out / name).read_bytes() for name in ("job.json", "plan.toml", "environment.json", "result.json")}
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"prompt": "What else?", "completion": "Nothing."}\n' * 40)
+    done = run(*again, "--max-steps", 3, "--data", other, code=2)
+    assert "was written by another run: data differ" in " ".join(done.stderr.split())
+    assert before == {name: (out / name).read_bytes() for name in before}
+    assert "Trained: 3 steps" in run(*again, "--max-steps", 3).stdout
 
 
 def test_a_dry_run_shows_everything_and_its_command_runs_as_it_stands(small_model: Path, tmp_path: Path) -> None:

@@ -241,6 +241,11 @@ def test_a_failure_says_what_why_and_what_to_do(launch: Launch, outcome: str, sa
     assert ("--resume" in error.hint) == resumes
 
 
+def test_what_was_given_and_cannot_be_used_is_no_reason_to_go_on(launch: Launch) -> None:
+    error = failure(attempt(launch, "failed", message="Other data.", hint="Mend it.", checkpoint="/c", exit_code=2))
+    assert (error.exit_code, error.hint) == (2, "Mend it.")
+
+
 @pytest.mark.parametrize(
     ("answers", "seq_len", "method", "taken"),
     [([True], 1024, "lora", True), ([False, True], 2048, "qlora", True), ([False, False], 2048, "qlora", False)],

@@ -157,7 +157,7 @@ def test_a_disk_that_fills_leaves_the_last_good_checkpoint(small_model: Path, ro
     kept = last_checkpoint(out / "checkpoints")
     assert kept is not None
     assert (result["outcome"], result["checkpoint"], kept.step) == ("disk_full", str(kept.path), 2)
-    assert "last complete checkpoint" in result["message"]
+    assert (result["message"], result["exit_code"]) == ("Nothing more could be written.", 4)
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["checkpoint-2"]
 
 
@@ -213,6 +213,7 @@ def test_what_cannot_be_used_is_said_in_the_result(small_model: Path, tmp_path: 
     result = read_result(job.out)
     assert result["outcome"] == "failed"
     assert "There is no file or folder" in result["message"]
+    assert result["exit_code"] == 2
     assert "Traceback" in (tmp_path / "run" / "log.txt").read_text()
 
 
