@@ -485,6 +485,14 @@ def test_a_template_takes_only_what_was_made_from_it() -> None:
             "lora.rank: 0 は 1 から 16,384 までの整数ではありません",
         ),
         ("micro_batch: is missing", "micro_batch がありません"),
+        (
+            "out of memory at loading: 96.0 MiB asked for, 86.0 MiB left.",
+            "読み込みでメモリ不足になります。要求 96.0 MiB、残り 86.0 MiB。",
+        ),
+        (  # no template of one sentence takes the next one with it
+            "The dashed line is what the allocator has reserved. The numbers are traced, not measured.",
+            "破線はアロケータが予約した量です。数値はトレースによるもので、実測ではありません。",
+        ),
     ],
 )
 def test_sentences_are_rendered_with_their_values(english: str, japanese: str) -> None:

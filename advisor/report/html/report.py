@@ -26,6 +26,7 @@ from advisor.report.html.step import (
 from advisor.report.language import language_of, localise_label, speaking, spoken
 from advisor.report.output import create_file
 from advisor.report.page import embedded, fill, label, policy, read_part, said, shown_text
+from advisor.report.terminal.wrapping import JOINT
 from advisor.report.words import (
     basis_of,
     capital,
@@ -71,7 +72,7 @@ def render_report(advice: Advice, step: TracedPlan | AdvisorError) -> str:
     script = read_part("report.js")
     values = {
         "lang": spoken(),
-        "title": shown_text(f"{advice.model.label} · {localise_label(advice.gpu.name)}"),
+        "title": shown_text(f"{advice.model.label}{JOINT}{localise_label(advice.gpu.name)}"),
         "policy": policy(style, script),
         "style": style,
         "script": script,
@@ -99,7 +100,7 @@ def render_report(advice: Advice, step: TracedPlan | AdvisorError) -> str:
 
 
 def _facts(*facts: str) -> str:
-    return " · ".join(f"<span>{label(fact)}</span>" for fact in facts)
+    return JOINT.join(f"<span>{label(fact)}</span>" for fact in facts)
 
 
 def _recommendation(advice: Advice) -> str:
