@@ -57,8 +57,24 @@ def _describe_adapters(plan: Plan, draft: Draft) -> None:
     draft.set("lora_alpha", plan.lora.alpha, "lora.alpha")
     draft.set("lora_dropout", plan.lora.dropout, "lora.dropout")
     targets = plan.lora.target_modules
-    names = targets if isinstance(targets, str) else ",".join(targets)
-    draft.set("lora_target", "all" if names == "all-linear" else names, "lora.target_modules")
+    if isinstance(targets, str) and targets != "all-linear":
+        targets = _names(plan)
+        if not targets:
+            draft.lose("lora.target_modules", "it takes names and no pattern: name the modules, or this will fail")
+    names = "all" if targets == "all-linear" else ",".join(targets or (str(plan.lora.target_modules),))
+    draft.set("lora_target", names, "lora.target_modules")
+
+
+def _names(plan: Plan) -> tuple[str, ...]:
+    """The modules that a pattern matches in every layer; none where the model is not known, or not every layer does."""
+    from advisor.errors import AdvisorError
+    from advisor.memory.lora import adapted_names
+    from advisor.profiles import load_model
+
+    try:
+        return tuple(sorted(adapted_names(plan, load_model(plan.model).architecture)))
+    except AdvisorError:
+        return ()
 
 
 def _describe_precision(plan: Plan, draft: Draft) -> None:

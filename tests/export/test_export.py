@@ -19,7 +19,7 @@ from advisor.cli import cli
 from advisor.errors import InputError
 from advisor.export import TOOLS, Tool, export_plan, field_names, fit_as_run
 from advisor.hardware import what_if
-from advisor.plan import Plan
+from advisor.plan import LoraSettings, Plan
 from advisor.profiles import load_gpu, load_model, load_plan, save_plan_file
 from advisor.report.yaml import config_text
 
@@ -150,6 +150,22 @@ def test_what_a_tool_cannot_be_told_is_said_in_the_file(name: str, tool: Tool, f
     assert field in [told.field for told in export.lost]
     head = config_text(export).partition("\n\n")[0]
     assert re.search(rf"^#.*\b{re.escape(field)}\b", head, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("model", "pattern", "written", "lost"),
+    [
+        ("phi-3-mini-4k", r".*\.(qkv|o)_proj", "o_proj,qkv_proj", False),
+        ("phi-3-mini-4k", r"model\.layers\.0\..*\.o_proj", r"model\.layers\.0\..*\.o_proj", True),
+        ("acme/model-7b", r".*\.o_proj", r".*\.o_proj", True),
+    ],
+)
+def test_llama_factory_gets_names_for_a_pattern(model: str, pattern: str, written: str, lost: bool) -> None:
+    """It splits the text at its commas, and PEFT takes each part of a list for a name."""
+    plan = replace(PLANS["lora"], model=model, lora=LoraSettings(target_modules=pattern))
+    export = export_plan(plan, "llama-factory")
+    assert settings(plan, "llama-factory")["lora_target"] == written
+    assert ("lora.target_modules" in [told.field for told in export.lost]) is lost
 
 
 def test_trl_collates_a_packed_micro_batch_into_one_row() -> None:
