@@ -241,6 +241,19 @@ def test_a_failure_says_what_why_and_what_to_do(launch: Launch, outcome: str, sa
     assert ("--resume" in error.hint) == resumes
 
 
+def test_a_compiled_plan_says_that_its_memory_is_not_in_the_numbers(launch: Launch) -> None:
+    plan = launch.job.plan
+    compiled = launch.with_plan(replace(plan, training=replace(plan.training, compile=True)))
+    said = "torch.compile, whose memory is in no estimate and no trace: only a probe sees it"
+    assert said in words(screen(render_launch, compiled))
+    assert "torch.compile" not in words(screen(render_launch, launch))
+
+
+def test_what_is_to_be_heard_of_a_run_that_goes_on_is_shown(launch: Launch) -> None:
+    goes_on = replace(launch, notes=("The run goes on from its checkpoint of step 30.",))
+    assert "! The run goes on from its checkpoint of step 30." in words(screen(render_launch, goes_on))
+
+
 def test_what_was_given_and_cannot_be_used_is_no_reason_to_go_on(launch: Launch) -> None:
     error = failure(attempt(launch, "failed", message="Other data.", hint="Mend it.", checkpoint="/c", exit_code=2))
     assert (error.exit_code, error.hint) == (2, "Mend it.")
