@@ -58,7 +58,7 @@ def divisors(number: int) -> tuple[int, ...]:
 def evaluate(plan: Plan, arch: Architecture, gpu: Gpu) -> Candidate:
     """Peak, fit and relative step time of one plan."""
     ledger = simulate(plan, arch, gpu)
-    fit = check_fit(reserved_bytes(ledger), gpu)
+    fit = check_fit(reserved_bytes(ledger, gpu), gpu)
     paged = paged_bytes(plan, arch)
     spilled = max(0, min(paged, fit.needed_bytes + paged - gpu.total_bytes))
     seconds = relative_seconds(plan, arch, gpu, spilled_bytes=spilled)

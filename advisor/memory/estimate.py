@@ -12,8 +12,12 @@ from advisor.memory.ledger import COMPONENTS, Component, Ledger
 from advisor.memory.step import layer_shapes, paged_bytes, run_step, trained_elements
 from advisor.plan import Plan
 
+WORKSPACE_BYTES = 8_519_680
+"""What cuBLAS keeps for each thread that uses it (cuda/CublasHandlePool.cpp, parseChosenWorkspaceSize)."""
+
+LARGE_WORKSPACE_BYTES = 33_554_432
 LARGE_WORKSPACES = (9, 10)
-"""Majors of the capabilities on which cuBLAS keeps 32 MiB a thread (cuda/CublasHandlePool.cpp)."""
+"""Majors of the capabilities on which it keeps the larger one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +77,7 @@ def summarise(ledger: Ledger, plan: Plan, arch: Architecture, gpu: Gpu) -> Memor
         components[entry.component] += entry.size_bytes
     return Memory(
         allocated_bytes=ledger.peak_bytes,
-        reserved_bytes=reserved_bytes(ledger),
+        reserved_bytes=reserved_bytes(ledger, gpu),
         context_bytes=gpu.context_bytes,
         at=ledger.peak_moment,
         components=components,
@@ -94,9 +98,16 @@ def simulate(plan: Plan, arch: Architecture, gpu: Gpu) -> Ledger:
         multiprocessors=gpu.profile.multiprocessors if gpu.profile is not None else None,
     )
     ledger = Ledger()
-    hopper = gpu.backend == "cuda" and gpu.capability is not None and gpu.capability[0] in LARGE_WORKSPACES
-    run_step(ledger, plan, arch, shapes, hopper=hopper)
+    run_step(ledger, plan, arch, shapes, workspace_bytes=workspace_bytes(gpu))
     return ledger
+
+
+def workspace_bytes(gpu: Gpu) -> int:
+    """cuBLAS' workspace of one thread; a processor has no cuBLAS."""
+    if gpu.backend == "cpu":
+        return 0
+    large = gpu.backend == "cuda" and gpu.capability is not None and gpu.capability[0] in LARGE_WORKSPACES
+    return LARGE_WORKSPACE_BYTES if large else WORKSPACE_BYTES
 
 
 def check_plan(plan: Plan, arch: Architecture, gpu: Gpu) -> None:
@@ -122,15 +133,18 @@ def check_plan(plan: Plan, arch: Architecture, gpu: Gpu) -> None:
         )
 
 
-def reserved_bytes(ledger: Ledger) -> int:
+def reserved_bytes(ledger: Ledger, gpu: Gpu) -> int:
     """What the allocator must hold at the peak, with expandable segments, as our training sets them.
 
-    The peak allocated, in whole pages. On a GPU with room to spare the allocator holds more, because freed blocks
+    The peak allocated, in whole pages; a processor's allocator holds none.
+    On a GPU with room to spare the allocator holds more, because freed blocks
     that nothing fits into stay mapped (traced: 0.5 to 35 %, only the replay can say); on a full GPU it unmaps them and
     uses their pages again. What is left then are pages of which a part is in use, replayed at 0.4 to 6.8 % in 36
     plans, 1.1 % in the median: the margin is there for them.
     Source: c10/cuda/CUDACachingAllocator.cpp, release_cached_blocks and unmap_block.
     """
+    if gpu.backend == "cpu":
+        return ledger.peak_bytes
     return -(-ledger.peak_bytes // PAGE_BYTES) * PAGE_BYTES
 
 

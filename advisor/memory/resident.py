@@ -15,11 +15,8 @@ EIGHT_BIT_SMALLEST = 4096
 PAGED_SMALLEST = 100_000
 """Tensors below this are not paged (bitsandbytes/optim/optimizer.py, get_state_buffer)."""
 
-_WORKSPACE_BYTES = 8_519_680
-_HOPPER_WORKSPACE_BYTES = 33_554_432
 
-
-def hold_resident(ledger: Ledger, plan: Plan, arch: Architecture, s: Shapes, *, hopper: bool) -> None:
+def hold_resident(ledger: Ledger, plan: Plan, arch: Architecture, s: Shapes, *, workspace_bytes: int) -> None:
     """What stays for the whole run: weights, adapters, optimizer states, workspaces."""
     outside = s.stream if plan.upcast_frozen else s.storage
     ledger.new(terms.weight, arch.vocab_size * arch.hidden_size, outside)
@@ -41,7 +38,8 @@ def hold_resident(ledger: Ledger, plan: Plan, arch: Architecture, s: Shapes, *, 
     for elements, count in adapter_tensors(plan, arch):
         ledger.new(terms.adapter_weight, elements, count=count)
     _hold_optimizer(ledger, plan, arch)
-    ledger.new(terms.matmul_workspace, 2, _HOPPER_WORKSPACE_BYTES if hopper else _WORKSPACE_BYTES)
+    if workspace_bytes:
+        ledger.new(terms.matmul_workspace, 2, workspace_bytes)
 
 
 def _hold_linear(ledger: Ledger, plan: Plan, s: Shapes, elements: int, layers: int) -> None:

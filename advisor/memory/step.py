@@ -115,10 +115,10 @@ def run_layer(s: Shapes, *, checkpointed: bool, requires_grad: bool) -> Layer:
     )
 
 
-def run_step(ledger: Ledger, plan: Plan, arch: Architecture, s: Shapes, *, hopper: bool) -> None:
+def run_step(ledger: Ledger, plan: Plan, arch: Architecture, s: Shapes, *, workspace_bytes: int) -> None:
     """The whole step, from what is resident to the optimizer."""
     ledger.at("loading")
-    hold_resident(ledger, plan, arch, s, hopper=hopper)
+    hold_resident(ledger, plan, arch, s, workspace_bytes=workspace_bytes)
     if s.gradients_kept:
         for elements, count in trained_tensors(plan, arch):
             ledger.new(terms.gradient, elements, trained_itemsize(plan), count=count)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 from advisor.architecture import Architecture, architecture_from_config
 from advisor.errors import PlanError
 from advisor.hardware import Gpu, what_if
-from advisor.memory.estimate import Memory, estimate, simulate
+from advisor.memory import terms
+from advisor.memory.estimate import WORKSPACE_BYTES, Memory, estimate, simulate
 from advisor.memory.ledger import COMPONENTS, Ledger
 from advisor.memory.shapes import layer_shapes
 from advisor.memory.step import run_step
@@ -80,7 +82,7 @@ def test_the_peak_is_the_traced_one(row: dict[str, Any]) -> None:
     plan = plan_from_fields(row["plan"])
     shapes = layer_shapes(plan, arch, capability=tuple(row["capability"]), backend="cuda")
     ledger = Ledger()
-    run_step(ledger, plan, arch, shapes, hopper=False)
+    run_step(ledger, plan, arch, shapes, workspace_bytes=WORKSPACE_BYTES)
     assert abs(ledger.peak_bytes / row["step_bytes"] - 1) <= 0.001
 
 
@@ -194,6 +196,17 @@ def test_hopper_keeps_larger_workspaces() -> None:
     h100 = what_if(load_gpu("h100"))
     workspaces = [peak_of("lora", gpu, seq_len=512).components["workspace"] for gpu in (h100, A100)]
     assert workspaces[0] - workspaces[1] >= 2 * (32 * MIB - 8_519_680)
+
+
+def test_a_processor_has_no_cublas_and_no_pages() -> None:
+    """What is left of "workspace" are the embedding's fp32 rows."""
+    here = replace(A100, name="CPU", backend="cpu", capability=None)
+    plan = plan_of("lora", seq_len=512)
+    on_gpu, on_cpu = simulate(plan, MINI, A100), simulate(plan, MINI, here)
+    assert any(entry.term is terms.matmul_workspace for entry in on_gpu.alive_at_peak())
+    assert not any(entry.term is terms.matmul_workspace for entry in on_cpu.alive_at_peak())
+    memory = estimate(plan, MINI, here)
+    assert memory.reserved_bytes == memory.allocated_bytes
 
 
 @pytest.mark.parametrize(("tokens", "fused"), [(256, {"gate_up_proj"}), (257, set()), (8192, set())])
