@@ -489,3 +489,11 @@ def test_a_host_that_does_not_say_is_unknown(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "psutil", None)
     here = host()
     assert (here.ram_bytes, here.ram_available_bytes, here.disk_free_bytes) == (None, None, None)
+
+
+def test_the_peak_of_ram_is_this_processs_own_and_not_that_of_the_one_that_started_it() -> None:
+    """getrusage's would be the parent's: what starts a process lends it its pages until exec."""
+    script = "from advisor.hardware import peak_ram_bytes; print(peak_ram_bytes())"
+    parent = f"held = b'x' * {400 * MIB}; import subprocess, sys; subprocess.run([sys.executable, '-c', {script!r}])"
+    done = subprocess.run([sys.executable, "-c", parent], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert MIB < int(done.stdout) < 200 * MIB

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from advisor.hardware.cpu import read_cpu
 from advisor.hardware.gpu import ASSUMED_CONTEXT_BYTES, Detection, Gpu, GpuProcess, choose, what_if
-from advisor.hardware.host import Host, host
+from advisor.hardware.host import Host, host, peak_ram_bytes
 
 
 def detect() -> Detection:
@@ -34,6 +34,7 @@ __all__ = [
     "choose",
     "detect",
     "host",
+    "peak_ram_bytes",
     "read_cpu",
     "what_if",
 ]

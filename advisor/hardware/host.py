@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 
 from advisor.hardware.query import attempt
+from advisor.units import KIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,26 @@ def host(folder: str = ".") -> Host:
 def ram() -> tuple[int | None, int | None]:
     """Host RAM in bytes: all of it, and what a new program can have without swapping."""
     return attempt(_ram)[0] or (None, None)
+
+
+def peak_ram_bytes() -> int | None:
+    """The most RAM that this process had resident; None where the system does not say."""
+    return attempt(_peak_ram)[0]
+
+
+def _peak_ram() -> int | None:
+    """Linux's high-water mark, because getrusage's includes the process that started this one (exec keeps it)."""
+    if sys.platform == "win32":
+        import psutil
+
+        peak: int = psutil.Process().memory_info().peak_wset
+        return peak
+    if sys.platform == "linux":
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            return next((int(line.split()[1]) * KIB for line in file if line.startswith("VmHWM:")), None)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else KIB)
 
 
 def _ram() -> tuple[int, int]:

@@ -53,9 +53,6 @@ class Ended:
     killed: bool
     """Stopped at once, by a second Ctrl-C."""
 
-    host_peak_bytes: int | None = None
-    """Host RAM that the largest of the training's processes had resident; None where the system does not say."""
-
 
 def supervise(command: Command, run: str, *, stdout: IO[Any] | None = None) -> Ended:
     """Starts a training, waits for its end, and leaves no process of it behind.
@@ -196,18 +193,7 @@ def _ended(training: _Training, run: str, since: int) -> Ended:
         signal=stopped_by,
         exit_code=exit_code,
         killed=training.killed,
-        host_peak_bytes=_host_peak_bytes(),
     )
-
-
-def _host_peak_bytes() -> int | None:
-    """Peak resident size of the largest process that was waited for, here or by those (getrusage(2))."""
-    if not _POSIX:
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
 
 
 def _missing_result(training: _Training, run: str, since: int) -> Result:

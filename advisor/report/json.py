@@ -323,7 +323,8 @@ def launch_object(launch: Launch, probed: Probed | None, attempts: list[Attempt]
 
     job = launch.job
     reserved = probed.reserved_bytes if probed is not None else job.probed_reserved_bytes
-    last = attempts[-1] if attempts else None
+    result = asdict(attempts[-1].ended.result) if attempts else {}
+    host_peak_bytes = result.pop("host_peak_bytes", None)
     return {
         "schema": SCHEMA,
         "tier": "launch",
@@ -335,8 +336,8 @@ def launch_object(launch: Launch, probed: Probed | None, attempts: list[Attempt]
         "run": job.out,
         "command": list(training_command(job, launch.gpu).words),
         "attempts": len(attempts),
-        "result": asdict(last.ended.result) if last is not None else None,
-        "host_peak_bytes": last.ended.host_peak_bytes if last is not None else None,
+        "result": result or None,
+        "host_peak_bytes": host_peak_bytes,
     }
 
 

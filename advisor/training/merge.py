@@ -17,11 +17,12 @@ from io import BufferedReader
 from typing import TYPE_CHECKING, Any
 
 from advisor.errors import EnvironmentLacksError, InputError, RunFailedError, UnsupportedError
+from advisor.hardware import peak_ram_bytes
 from advisor.training.adapter_files import AdaptedModule, read_adapter
 from advisor.training.base_files import CONFIG, INDEX, BaseModel, find_base
 from advisor.training.checkpoints import CHECKPOINTS
 from advisor.training.tensor_files import FLOATING, StoredTensor, TensorWriter, read_elements, stored_as
-from advisor.units import KIB, MIB, gib, size
+from advisor.units import MIB, gib, size
 
 if TYPE_CHECKING:
     import torch
@@ -131,7 +132,7 @@ def merge_adapter(merge: Merge, *, progress: Callable[[int, int], None] | None =
                     progress(done, merge.disk_bytes)
         _write_companions(folder, merge)
         files = tuple(sorted(os.listdir(folder)))
-    return Merged(merge=merge, files=files, seconds=time.monotonic() - started, peak_ram_bytes=_peak_bytes())
+    return Merged(merge=merge, files=files, seconds=time.monotonic() - started, peak_ram_bytes=peak_ram_bytes())
 
 
 def _default_out(run: str) -> str:
@@ -179,16 +180,6 @@ def _held_bytes() -> int:
 
     held: int = psutil.Process().memory_info().rss
     return held
-
-
-def _peak_bytes() -> int | None:
-    """Linux's high-water mark; getrusage's would include the process that started this one."""
-    try:
-        with open("/proc/self/status", encoding="ascii") as file:
-            found = [line.split()[1] for line in file if line.startswith("VmHWM:")]
-    except OSError:
-        return None
-    return int(found[0]) * KIB if found else None
 
 
 def _working_bytes(modules: Mapping[str, AdaptedModule], base: BaseModel) -> int:

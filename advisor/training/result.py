@@ -41,6 +41,9 @@ class Result:
     driver_bytes: int | None = None
     """What NVML says this process holds; None off CUDA and where it does not say."""
 
+    host_peak_bytes: int | None = None
+    """The most host RAM that this process had resident."""
+
     seconds: float = 0.0
     """Of this process's steps; loading, evaluation and saving are outside."""
 

@@ -107,6 +107,7 @@ def _write(
     signal: int | None = None,
     exit_code: int | None = None,
 ) -> None:
+    from advisor.hardware import peak_ram_bytes
     from advisor.training.checkpoints import CHECKPOINTS, last_checkpoint
 
     checkpoint = last_checkpoint(folder / CHECKPOINTS)
@@ -120,6 +121,7 @@ def _write(
             hint=hint,
             exit_code=exit_code,
             checkpoint=str(checkpoint.path) if checkpoint else None,
+            host_peak_bytes=peak_ram_bytes(),
             **known,
         ),
     )

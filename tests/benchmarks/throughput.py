@@ -187,7 +187,7 @@ def _peaks(device: str) -> tuple[int | None, int | None]:
         import torch
 
         return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-    from advisor.probe.limits import peak_ram_bytes
+    from advisor.hardware import peak_ram_bytes
 
     return peak_ram_bytes(), None
 

@@ -211,8 +211,8 @@ def _memory_rows(attempt: Attempt, probed: Probed | None) -> Iterable[tuple[str,
         yield "peak allocated", f"{_amount(result.peak_allocated_bytes)} ({predicted} predicted)"
     if result.driver_bytes is not None:
         yield "driver's view", gib(result.driver_bytes)
-    if attempt.ended.host_peak_bytes is not None:
-        said = f"{size(attempt.ended.host_peak_bytes)} resident at the peak"
+    if result.host_peak_bytes is not None:
+        said = f"{size(result.host_peak_bytes)} resident at the peak"
         if attempt.launch.gpu.backend == "cpu" and attempt.launch.memory is not None:
             said += f" ({size(attempt.launch.memory.total_bytes)} predicted, libraries included)"
         need = attempt.launch.preflight.ram
