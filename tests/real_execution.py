@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
@@ -12,43 +11,21 @@ from advisor.memory.kernels import Cpu
 from advisor.memory.trace.result import OUTSIDE_STEPS
 from advisor.memory.trace.run import record
 from advisor.plan import Plan
-
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
+from advisor.probe.scratch import PRODUCTS, find_scratch
 
 RANDOM_STATE_BYTES = 5056
 """Checkpointing keeps torch's CPU random state for each layer, made where no dispatch mode sees it."""
 
 
 def profiled(run: Callable[[], object]) -> int:
-    """Bytes above the start, at the highest point of a run on CPU tensors.
-
-    Without what a matrix product takes and gives back before it ends: oneDNN's scratch, whose size depends on the
-    processor's instructions and on its cores, and which some processors' kernels do without.
-    """
+    """Bytes above the start, at the highest point of a run on CPU tensors, without the scratch of matrix products."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     found = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
     changes = sorted((e.start_ns(), e.nbytes()) for e in found if e.name() == "[memory]")
     products = sorted((e.start_ns(), e.end_ns()) for e in found if e.name() in PRODUCTS)
-    return highest(without_scratch(changes, products))
-
-
-def without_scratch(changes: list[tuple[int, int]], products: list[tuple[int, int]]) -> Iterator[int]:
-    """The bytes of each change, but for those taken and given back inside one product; both are in order of time."""
-    starts = [start for start, _ in products]
-    inside: dict[int, list[int]] = {}
-    for index, (time, _) in enumerate(changes):
-        product = bisect_right(starts, time) - 1
-        if product >= 0 and time <= products[product][1]:
-            inside.setdefault(product, []).append(index)
-    scratch: set[int] = set()
-    for indices in inside.values():
-        for index in indices:
-            freed = changes[index][1]
-            taken = [i for i in indices if i < index and changes[i][1] == -freed and i not in scratch]
-            if freed < 0 and taken:
-                scratch |= {taken[-1], index}
-    return (change for index, (_, change) in enumerate(changes) if index not in scratch)
+    scratch = find_scratch(changes, products)
+    return highest(change for index, (_, change) in enumerate(changes) if index not in scratch)
 
 
 def traced_peak(plan: Plan, architecture: dict[str, Any]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,17 +76,4 @@ def _data_bytes() -> int:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmData:"))
 
 
-def peak_ram_bytes() -> int | None:
-    """The most RAM that this process held."""
-    import psutil
-
-    if sys.platform == "win32":
-        peak: int = psutil.Process(os.getpid()).memory_info().peak_wset
-        return peak
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-__all__ = ["die_first", "limited", "peak_ram_bytes"]
+__all__ = ["die_first", "limited"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from advisor.probe.measurement import Meter
+from advisor.probe.scratch import PRODUCTS, find_scratch
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +83,10 @@ class AllocatorMeter:
 
 
 class ProfilerMeter:
-    """torch.profiler's record of every allocation on the CPU, cut into moments by marks in the same record."""
+    """torch.profiler's record of every allocation on the CPU, cut into moments by marks in the same record.
+
+    Without the scratch of matrix products: the same plan has the same peaks on every processor.
+    """
 
     kind: Meter = "profiler"
 
@@ -122,16 +126,21 @@ class ProfilerMeter:
 
     def _digest(self, events: Any) -> None:
         seen: list[tuple[int, int, str]] = []
+        products: list[tuple[int, int]] = []
         for event in events:
             name = event.name()
             if name == "[memory]":
                 seen.append((event.start_ns(), event.nbytes(), ""))
+            elif name in PRODUCTS:
+                products.append((event.start_ns(), event.end_ns()))
             elif name.startswith(_MARK):
                 seen.append((event.start_ns(), 0, name.removeprefix(_MARK)))
+        seen.sort(key=lambda one: one[0])
+        scratch = find_scratch([(time, change) for time, change, _ in seen], sorted(products))
         self._note()
-        for _, change, moment in sorted(seen, key=lambda one: one[0]):
+        for index, (_, change, moment) in enumerate(seen):
             self._moment = moment or self._moment
-            self._alive += change
+            self._alive += 0 if index in scratch else change
             self._note()
 
     def _note(self) -> None:
