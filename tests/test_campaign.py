@@ -271,7 +271,8 @@ class FakeWorker:
     started: ClassVar[list[bool]] = []
     left_bytes = 0
 
-    def __init__(self, *, expandable: bool) -> None:
+    def __init__(self, gpu: Gpu, *, expandable: bool) -> None:
+        assert gpu == H100
         FakeWorker.started.append(expandable)
 
     def ask(self, request: dict[str, Any], _: float) -> tuple[dict[str, Any] | None, str]:
@@ -299,7 +300,7 @@ def h100_turns(*names: str) -> list[Turn]:
 def test_one_process_measures_plan_after_plan_and_managed_memory_ends_it(
     fake: type[FakeWorker], tmp_path: Path
 ) -> None:
-    workers = Workers(Setup(gpu=H100, device="cuda", expandable=True))
+    workers = Workers(Setup(gpu=H100, expandable=True))
     for turn in h100_turns(LORA, "full mini-128k 2×2048", "full mini-128k 2×2048 paged-8bit", QLORA):
         workers.measure(turn)
     assert fake.started == [True, True, True]
@@ -309,11 +310,19 @@ def test_one_process_measures_plan_after_plan_and_managed_memory_ends_it(
     assert fake.asked[-1]["snapshot"] == str(tmp_path / "lora")
 
 
+def test_of_several_gpus_a_process_sees_the_one_that_is_measured() -> None:
+    second = replace(H100, detected=True, index=1, uuid="GPU-2")
+    environment = run.environment_of(second, expandable=False)
+    assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-2"
+    assert environment["PYTORCH_ALLOC_CONF"] == "expandable_segments:False"
+    assert "PYTHONSAFEPATH" not in environment
+
+
 def test_a_process_that_gives_memory_not_back_measures_nothing_more(
     fake: type[FakeWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fake, "left_bytes", GIB)
-    workers = Workers(Setup(gpu=H100, device="cuda", expandable=True))
+    workers = Workers(Setup(gpu=H100, expandable=True))
     found = [workers.measure(turn) for turn in h100_turns(LORA, QLORA)]
     assert len(fake.started) == 2
     assert [one.left_bytes for one in found] == [GIB, GIB]
@@ -324,7 +333,7 @@ def test_a_smaller_card_leaves_its_total_less_the_context(fake: type[FakeWorker]
     campaign = campaign_of(whole)
     ((turn, cap_bytes),) = gpu_campaign.open_questions(campaign, h100_turns(LORA, QLORA))
     assert (turn.case.name, cap_bytes) == (LORA, 12 * GIB)
-    workers = Workers(Setup(gpu=H100, device="cuda", expandable=True))
+    workers = Workers(Setup(gpu=H100, expandable=True))
     found = workers.measure(turn, cap_bytes=cap_bytes, context_bytes=campaign.context_bytes or 0)
     assert fake.asked[-1]["cap_bytes"] == 12 * GIB - 500 * MIB
     assert found.cap_bytes == 12 * GIB
@@ -341,7 +350,7 @@ def workers() -> Iterator[Workers]:
 
 def small_workers() -> Workers:
     """Measure on the CPU."""
-    return Workers(Setup(gpu=replace(read_cpu(), free_bytes=None), device="cpu", expandable=True))
+    return Workers(Setup(gpu=replace(read_cpu(), free_bytes=None), expandable=True))
 
 
 def small_turn(folder: Path, line: str, **fields: Any) -> Turn:

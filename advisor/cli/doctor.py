@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from advisor.cli.common import print_json
+from advisor.errors import InputError
 
 
 @click.command("doctor")
@@ -22,6 +23,7 @@ def command(device: str | None, as_json: bool) -> int:
     """
     from advisor.doctor import examine
 
+    _check_device(device)
     checks = examine(device)
     if as_json:
         from advisor.report.json import doctor_object
@@ -34,3 +36,15 @@ def command(device: str | None, as_json: bool) -> int:
 
         made = render_doctor(checks, make_console())
     return 3 if any(check.verdict == "bad" for check in made) else 0
+
+
+def _check_device(device: str | None) -> None:
+    """Refuses what torch would not understand.
+
+    Raises:
+        InputError: no device is called that.
+    """
+    import re
+
+    if device is not None and not re.fullmatch(r"(cuda|xpu|mps|cpu)(:\d{1,4})?", device):
+        raise InputError(f"{device[:40]!r} is no device.", hint="Write cuda, cuda:1, cpu, mps or xpu.")

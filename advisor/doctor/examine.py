@@ -88,7 +88,10 @@ def _packages() -> Iterator[Check]:
     outside = {warning.split()[0]: warning for warning in version_warnings()}
     for package in ("torch", *_PACKAGES, "bitsandbytes"):
         installed = _installed(package)
-        if installed is None:
+        if installed is None and package == "bitsandbytes":
+            remedy = "QLoRA and 8-bit optimizer states need it: pip install bitsandbytes"
+            yield Check(name=package, verdict="doubtful", found="not installed", remedy=remedy)
+        elif installed is None:
             yield Check(name=package, verdict="bad", found="not installed", remedy=f"pip install {package}")
         elif package in outside:
             yield Check(name=package, verdict="doubtful", found=installed, remedy=outside[package])
@@ -130,8 +133,12 @@ def _machine() -> Iterator[Check]:
 
 def _trials(device: str | None) -> Iterator[Check]:
     """The computations, each told as it ends; those that a crash kept from running are told too."""
+    if _installed("torch") is None:
+        yield Check(name=_TRIALS[0], verdict="absent", found="nothing was computed: torch is not installed")
+        return
     command = [sys.executable, "-m", "advisor.doctor.trials", *([device] if device else [])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    # A folder or file in the current folder must not stand in for a library of the same name.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
     told = set()
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
@@ -164,10 +171,11 @@ def _after(seconds: float, process: subprocess.Popen[str]) -> threading.Timer:
 
 
 def _ended(code: int) -> str:
-    if code == -signal.SIGKILL:
+    if code == -getattr(signal, "SIGKILL", 9):
         return f"took more than {TRIAL_SECONDS} s, or was killed for its memory"
     if code < 0:
-        return f"crashed: {signal.Signals(-code).name}"
+        names = {one.value: one.name for one in signal.Signals}
+        return f"crashed: {names.get(-code, f'signal {-code}')}"
     return f"ended with code {code}"
 
 

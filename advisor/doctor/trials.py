@@ -10,12 +10,15 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend
 
 from advisor.doctor.check import Check, Verdict
+from advisor.hardware.query import ask, attempt
 
 MATMUL_SECONDS = 1.0
 SLOW_SHARE = 0.2
@@ -29,6 +32,7 @@ _BITSANDBYTES = "Install the bitsandbytes that fits this torch: pip install -U b
 def main(arguments: list[str]) -> None:
     """Tries each computation and says how it went."""
     device = torch.device(arguments[0] if arguments else default_device())
+    _tell(cuda_of_torch())
     for name, trial in _TRIALS.items():
         try:
             check = trial(device)
@@ -39,8 +43,39 @@ def main(arguments: list[str]) -> None:
                 found=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
                 remedy=_REMEDIES[name],
             )
-        sys.stdout.write(json.dumps(asdict(check)) + "\n")
-        sys.stdout.flush()
+        _tell(check)
+
+
+def _tell(check: Check) -> None:
+    sys.stdout.write(json.dumps(asdict(check)) + "\n")
+    sys.stdout.flush()
+
+
+def cuda_of_torch() -> Check:
+    """The CUDA that torch was built with, and the newest that the driver runs."""
+    if torch.version.hip is not None:
+        return Check(name="ROCm", verdict="good", found=torch.version.hip)
+    built = torch.version.cuda
+    if built is None:
+        return Check(name="CUDA", verdict="absent", found="none: this torch is built without it")
+    newest = driver_cuda()
+    if newest is None:
+        return Check(name="CUDA", verdict="good", found=f"torch is built with {built}")
+    found = f"torch is built with {built}, the driver runs up to {newest[0]}.{newest[1]}"
+    # Minor versions of one major run on each other's drivers (NVIDIA, CUDA Compatibility).
+    if int(built.partition(".")[0]) > newest[0]:
+        return Check(name="CUDA", verdict="bad", found=found, remedy="Update the driver, or install an older torch.")
+    return Check(name="CUDA", verdict="good", found=found)
+
+
+def driver_cuda() -> tuple[int, int] | None:
+    """The newest CUDA version that the driver runs; None where NVML does not say."""
+    nvml = attempt(import_module, "pynvml")[0]
+    if nvml is None or attempt(nvml.nvmlInit)[1] is not None:
+        return None
+    version = ask(nvml, "nvmlSystemGetCudaDriverVersion")
+    ask(nvml, "nvmlShutdown")
+    return (version // 1000, version % 1000 // 10) if isinstance(version, int) else None
 
 
 def default_device() -> str:
@@ -86,6 +121,8 @@ def try_matmul(device: torch.device) -> Check:
 
 def try_4bit_matmul(device: torch.device) -> Check:
     """bitsandbytes' NF4 product against the product with its own dequantised weight."""
+    if find_spec("bitsandbytes") is None:
+        return _said("4-bit matmul", device, "absent", "not tried: bitsandbytes is not installed")
     import bitsandbytes
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn.modules import Linear4bit

@@ -6,6 +6,7 @@ later, with its folder. What it found goes into result.json, written aside and r
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -97,7 +98,8 @@ class Stage:
     def __call__(self, moment: str) -> None:
         """It begins."""
         self.moment = moment
-        with open(self._path, "w", encoding="utf-8") as file:
+        # A name that cannot be written is no reason to measure nothing.
+        with contextlib.suppress(OSError), open(self._path, "w", encoding="utf-8") as file:
             file.write(moment)
 
 
@@ -109,6 +111,9 @@ def _verdict(error: BaseException, moment: str) -> dict[str, Any]:
     if outcome_of(error) == "out_of_memory":
         asked = asked_for(error)
         return _failure("out_of_memory", f"{asked} more was asked for." if asked else "", moment)
+    if outcome_of(error) == "disk_full":
+        hint = "Free some disk, or name a folder on another one: PHI3_ADVISE_STATE."
+        return {**_failure("failed", "The disk that the probe writes to is full.", moment), "hint": hint}
     if isinstance(error, AdvisorError):
         return {**_failure("failed", f"{error.what} {error.why}".strip(), moment), "hint": error.hint}
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -136,7 +141,7 @@ def _held_against_cap(found: Measurement, request: ProbeRequest) -> Measurement:
 def _process_facts(share: OwnShare) -> dict[str, Any]:
     from importlib import metadata
 
-    from advisor.probe.limits import peak_ram_bytes
+    from advisor.hardware import peak_ram_bytes
 
     versions = {}
     for name in _PACKAGES:

@@ -14,6 +14,8 @@ from advisor.hardware.query import ask, attempt
 RELEASE_SECONDS = 10.0
 """How long a driver may take to let go of a process that has ended."""
 
+_LOOK_SECONDS = 0.5
+
 
 class DriverView:
     """One GPU as NVML sees it. Whatever it does not answer is None.
@@ -43,17 +45,6 @@ class DriverView:
             listed = ask(nvml, "nvmlDeviceGetComputeRunningProcesses", device)
             return None if listed is None else {one.pid: one.usedGpuMemory for one in listed}
 
-    def is_released(self, process: int) -> bool | None:
-        """Whether a process that has ended is off the GPU, after as long as a driver may take for that."""
-        until = time.monotonic() + RELEASE_SECONDS
-        while (listed := self.process_bytes()) is not None:
-            if process not in listed:
-                return True
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.05)
-        return None
-
     @contextmanager
     def _device(self) -> Iterator[tuple[Any, Any] | None]:
         nvml = attempt(import_module, "pynvml")[0] if self._uuid else None
@@ -65,6 +56,43 @@ class DriverView:
             yield None if device is None else (nvml, device)
         finally:
             ask(nvml, "nvmlShutdown")
+
+
+class Departure:
+    """Whether a process that has ended is off a GPU; made before it starts.
+
+    A driver that listed the process while it ran says so by listing it no more. One that never did, as in a container,
+    whose process ids are others, says nothing by that: then no more memory may be in use than before.
+    """
+
+    def __init__(self, uuid: str | None) -> None:
+        self._view = DriverView(uuid)
+        self._before = self._view.used_bytes()
+        self._was_listed = False
+        self._next_look = 0.0
+
+    def look(self, process: int) -> None:
+        """While it runs, as often as one likes."""
+        now = time.monotonic()
+        if self._before is None or self._was_listed or now < self._next_look:
+            return
+        self._next_look = now + _LOOK_SECONDS
+        self._was_listed = process in (self._view.process_bytes() or ())
+
+    def is_over(self, process: int) -> bool | None:
+        """Once it has ended, after as long as a driver may take; None where nobody can tell."""
+        until = time.monotonic() + RELEASE_SECONDS
+        while (gone := self._is_gone(process)) is False and time.monotonic() < until:
+            time.sleep(0.05)
+        # More than before may be another process's.
+        return gone if gone or self._was_listed else None
+
+    def _is_gone(self, process: int) -> bool | None:
+        if self._was_listed:
+            listed = self._view.process_bytes()
+            return None if listed is None else process not in listed
+        now = self._view.used_bytes()
+        return None if now is None or self._before is None else now <= self._before
 
 
 class OwnShare:
@@ -88,4 +116,4 @@ class OwnShare:
         return None if now is None or self._before is None else max(0, now - self._before)
 
 
-__all__ = ["DriverView", "OwnShare"]
+__all__ = ["Departure", "DriverView", "OwnShare"]

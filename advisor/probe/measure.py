@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from advisor.errors import EnvironmentLacksError
 from advisor.hardware import Gpu
 from advisor.launch.command import torch_device, training_environment
 from advisor.plan import Plan
 from advisor.probe.imitate import Imitation, refuse_what_it_lacks
 from advisor.probe.measurement import Measurement, ProbeRequest, model_fingerprint
 from advisor.probe.process import TIMEOUT_SECONDS, probe
-from advisor.probe.results import keep
+from advisor.probe.results import KEPT, STATE_VARIABLE, keep, state_folder
 from advisor.profiles import ModelSource
 from advisor.units import gib
 
@@ -51,13 +52,20 @@ def measure(plan: Plan, subject: Subject, progress: Progress = lambda _: None) -
 
     Raises:
         PlanError: the imitated GPU could not run it.
-        OSError: no process can be started.
+        EnvironmentLacksError: no process can be started, or nothing can be written.
     """
     if subject.imitation is not None:
         refuse_what_it_lacks(plan, subject.imitation)
     request = request_of(plan, subject)
     environment = training_environment(subject.gpu)
-    found = probe(request, environment, timeout_seconds=subject.timeout_seconds, progress=progress)
+    try:
+        found = probe(request, environment, timeout_seconds=subject.timeout_seconds, progress=progress)
+    except OSError as error:
+        raise EnvironmentLacksError(
+            "No probe can be started.",
+            why=str(error),
+            hint=f"Free some disk under {state_folder()}, or name another folder: {STATE_VARIABLE}.",
+        ) from error
     found = without_spill(found, subject.gpu, spills=spills_to_host())
     driver = {"driver": subject.gpu.driver} if subject.gpu.driver else {}
     found = replace(
@@ -68,8 +76,9 @@ def measure(plan: Plan, subject: Subject, progress: Progress = lambda _: None) -
         versions={**found.versions, **driver},
         date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
-    if subject.cap_bytes is None:
-        keep(found)
+    if subject.cap_bytes is None and keep(found) is None and found.outcome in KEPT:
+        said = f"The result could not be kept in {state_folder()}: later advice here will not know of it."
+        found = replace(found, notes=(*found.notes, said))
     return found
 
 

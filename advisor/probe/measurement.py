@@ -117,7 +117,8 @@ class Measurement:
     """When, ISO 8601."""
 
     released: bool | None = None
-    """Whether the driver lists the process no more; None where it lists none."""
+    """Whether the process is off the GPU: the driver lists it no more, or no more is in use than before it; None where
+    neither can be told."""
 
     message: str = ""
     hint: str = ""
@@ -194,14 +195,24 @@ def measurement_of(values: Any) -> Measurement | None:
 
 
 def _is_sound(measurement: Measurement) -> bool:
-    """Whether every number is one, and every text a text."""
+    """Whether every number is one, bytes and counts are whole, and every text is a text."""
     if not isinstance(measurement.moments, Mapping) or not isinstance(measurement.versions, Mapping):
         return False
-    names = [one.name for one in fields(Measurement) if one.name.endswith(("_bytes", "_seconds"))]
-    numbers = [*(getattr(measurement, name) for name in names), *measurement.moments.values()]
-    texts = [measurement.device_name, measurement.date, measurement.model, *measurement.versions.values()]
-    sound = all(value is None or (isinstance(value, (int, float)) and value >= 0) for value in numbers)
-    return sound and all(isinstance(text, str) for text in texts)
+    counts = [getattr(measurement, one.name) for one in fields(Measurement) if one.name.endswith("_bytes")]
+    counts += [measurement.steps, measurement.tokens_a_micro_step, *measurement.moments.values()]
+    counts += [measurement.total_parameters, measurement.trainable_parameters]
+    times = [measurement.micro_step_seconds, measurement.optimizer_seconds, measurement.seconds]
+    texts = [measurement.device_name, measurement.date, measurement.model, measurement.at, measurement.meter]
+    texts += [measurement.as_gpu or "", *measurement.versions.values()]
+    return (
+        all(value is None or (type(value) is int and 0 <= value <= _LARGEST) for value in counts)
+        and all(value is None or (type(value) in (int, float) and 0 <= value <= _LARGEST) for value in times)
+        and all(isinstance(text, str) for text in texts)
+    )
+
+
+_LARGEST = 2**60
+"""No machine has so many bytes or seconds."""
 
 
 def _values(thing: ProbeRequest | Measurement) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from advisor.probe.child import REQUEST, RESULT, STAGE
-from advisor.probe.driver import DriverView
+from advisor.probe.driver import Departure
 from advisor.probe.measurement import Measurement, Outcome, ProbeRequest, measurement_of, write_request
 from advisor.probe.results import work_folder
 
@@ -50,32 +50,48 @@ def probe(
         OSError: no process can be started, or nothing can be written.
     """
     began = time.monotonic()
-    with _folder() as folder:
-        write_request(request, os.path.join(folder, REQUEST))
+    departure = Departure(request.uuid)
+    with _folder(request) as folder:
         killed_before = _kills_for_memory()
         with _child(folder, environment or {}) as process:
-            ended = _wait(process, folder, began + timeout_seconds, progress)
+            ended = _wait(process, folder, began + timeout_seconds, progress, departure)
         found = _result(folder)
         if found is None:
             found = _without_result(request, process, folder, ended=ended, killed=_kills_for_memory() > killed_before)
     return replace(
         found,
         seconds=time.monotonic() - began,
-        released=DriverView(request.uuid).is_released(process.pid),
+        released=departure.is_over(process.pid),
     )
 
 
 @contextlib.contextmanager
-def _folder() -> Iterator[str]:
-    """A folder on a disk, not in RAM, that is gone afterwards; so are those of probes whose parent was killed."""
+def _folder(request: ProbeRequest) -> Iterator[str]:
+    """A folder that holds the request, and is gone afterwards; so are those of probes whose parent was killed.
+
+    On a disk, not in RAM; among the system's temporary files only where the user's state folder takes nothing.
+    """
     base = work_folder()
-    os.makedirs(base, exist_ok=True)
-    _sweep(base)
-    folder = tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=base)
+    try:
+        os.makedirs(base, exist_ok=True)
+        _sweep(base)
+        folder = _with_request(request, base)
+    except OSError:
+        folder = _with_request(request, None)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _with_request(request: ProbeRequest, base: str | None) -> str:
+    folder = tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=base)
+    try:
+        write_request(request, os.path.join(folder, REQUEST))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
 
 
 def _sweep(base: str) -> None:
@@ -119,12 +135,19 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.stdin.close()
 
 
-def _wait(process: subprocess.Popen[bytes], folder: str, deadline: float, progress: Callable[[str], None]) -> bool:
+def _wait(
+    process: subprocess.Popen[bytes],
+    folder: str,
+    deadline: float,
+    progress: Callable[[str], None],
+    departure: Departure,
+) -> bool:
     """Until the process has ended or the time is up; whether it ended by itself."""
     said = ""
     while process.poll() is None:
         if time.monotonic() > deadline:
             return False
+        departure.look(process.pid)
         stage = _read(os.path.join(folder, STAGE))
         if stage and stage != said:
             said = stage

@@ -18,6 +18,9 @@ from advisor.probe.measurement import Measurement, measurement_of, measurement_v
 STATE_VARIABLE = "PHI3_ADVISE_STATE"
 """Names another folder."""
 
+KEPT = ("ran", "out_of_memory")
+"""Only what ran, or ran out of memory, says anything about the GPU."""
+
 _COUNTED = ("torch", "bitsandbytes", "transformers", "peft")
 """Whose version may change speed or memory; another version's measurement is another program's."""
 
@@ -40,10 +43,9 @@ def work_folder() -> str:
 def keep(measurement: Measurement) -> str | None:
     """Writes a result, in the place of an older one of the same plan, device and versions; returns its path.
 
-    Only what ran, or ran out of memory, says anything about the GPU. A folder that cannot be written keeps nothing:
-    None.
+    A measurement that failed is not kept, and a folder that cannot be written keeps nothing: None.
     """
-    if measurement.outcome not in ("ran", "out_of_memory"):
+    if measurement.outcome not in KEPT:
         return None
     folder = os.path.join(state_folder(), "probes")
     path = os.path.join(folder, f"{_slug(measurement.device_name)}-{_key(measurement)}.json")
@@ -190,6 +192,7 @@ def _sweep(folder: str) -> None:
 
 
 __all__ = [
+    "KEPT",
     "STATE_VARIABLE",
     "Calibration",
     "calibrated",

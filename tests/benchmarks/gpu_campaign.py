@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace) -> int:
         out = options.out or (_cpu_path() if gpu.backend == "cpu" else default_path(gpu))
         campaign = _begin(out, gpu)
         campaign.skipped = skipped
-        workers = Workers(Setup(gpu=gpu, device=options.device, expandable=campaign.gpu["expandable_segments"]))
+        workers = Workers(Setup(gpu=gpu, expandable=campaign.gpu["expandable_segments"]))
         try:
             _measure(campaign, ordered[: options.only], workers, out, options)
         finally:

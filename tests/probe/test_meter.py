@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from advisor.probe import driver
-from advisor.probe.driver import DriverView, OwnShare
+from advisor.probe.driver import Departure, OwnShare
 from advisor.probe.limits import limited
 from advisor.probe.measurement import ProbeRequest
 from advisor.probe.meter import AllocatorMeter, ProfilerMeter
 from advisor.probe.metered import StepClock, Timing
+from advisor.probe.scratch import find_scratch
 from advisor.units import GIB
 
 from .conftest import SMALL, small_plan
@@ -170,10 +171,48 @@ def test_the_drivers_view_of_this_process_is_by_its_id_or_else_by_difference(nvm
     assert OwnShare(None).held_bytes() is None
 
 
-def test_a_gpu_is_looked_at_until_the_process_is_off_it(nvml_here: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert DriverView("GPU-1").is_released(7) is True
-    nvml_here.listed = None
-    assert DriverView("GPU-1").is_released(7) is None
-    nvml_here.listed = {7: GIB}
+def test_a_gpu_is_looked_at_until_a_process_that_was_on_it_is_off_it(
+    nvml_here: Nvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(driver, "RELEASE_SECONDS", 0.2)
-    assert DriverView("GPU-1").is_released(7) is False
+    departure = Departure("GPU-1")
+    nvml_here.listed, nvml_here.used = {7: GIB}, 2 * GIB
+    departure.look(7)
+    assert departure.is_over(7) is False
+    # What another process took meanwhile does not matter: this one was seen to go.
+    nvml_here.listed = {8: GIB}
+    assert departure.is_over(7) is True
+    nvml_here.listed = None
+    assert departure.is_over(7) is None
+
+
+def test_a_process_that_the_driver_never_listed_is_off_the_gpu_only_where_no_more_is_in_use_than_before(
+    nvml_here: Nvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container an empty list says nothing."""
+    monkeypatch.setattr(driver, "RELEASE_SECONDS", 0.2)
+    departure = Departure("GPU-1")
+    nvml_here.used = 3 * GIB
+    departure.look(7)
+    assert departure.is_over(7) is None
+    nvml_here.used = 1 * GIB
+    assert departure.is_over(7) is True
+    assert Departure("GPU-2").is_over(7) is None
+    assert Departure(None).is_over(7) is None
+
+
+def test_scratch_is_what_a_product_takes_and_gives_back() -> None:
+    """An output stays, and so does what was taken before the product or after it."""
+    changes = [(0, 8), (10, 64), (11, 32), (12, 8), (13, -32), (14, -8), (20, 32), (21, -32), (31, 16), (39, -16)]
+    assert find_scratch(changes, [(9, 15), (30, 40)]) == {2, 3, 4, 5, 8, 9}
+    assert find_scratch(changes, []) == set()
+
+
+def test_a_product_in_bfloat16_counts_its_output_and_no_scratch() -> None:
+    """oneDNN repacks bfloat16 matrices where the processor has instructions for them."""
+    left, right = torch.ones(300, 700, dtype=torch.bfloat16), torch.ones(700, 500, dtype=torch.bfloat16)
+    left @ right
+    meter = ProfilerMeter()
+    meter.enter("forward")
+    product = left @ right
+    assert meter.peaks() == {"forward": product.nbytes}

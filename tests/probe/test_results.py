@@ -78,6 +78,27 @@ def test_a_value_of_the_wrong_kind_is_no_measurement(h100: Gpu, field: str) -> N
     assert measurement_of({**values, field: {"not": ["it"]} if field != "versions" else 7}) is None or field == "notes"
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tokens_a_micro_step", "128"),
+        ("tokens_a_micro_step", 1.5),
+        ("steps", "3"),
+        ("seconds", []),
+        ("context_bytes", 412.5),
+        ("context_bytes", True),
+        ("context_bytes", float("inf")),
+        ("micro_step_seconds", float("nan")),
+        ("moments", {"loss": "7"}),
+        ("at", 7),
+        ("as_gpu", ["t4"]),
+    ],
+)
+def test_a_number_that_is_none_is_no_measurement(h100: Gpu, field: str, value: object) -> None:
+    values = json.loads(json.dumps(measurement_values(measured(h100))))
+    assert measurement_of({**values, field: value}) is None
+
+
 def test_nothing_half_written_is_ever_there(h100: Gpu, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keep(measured(h100))
     before = list(kept())

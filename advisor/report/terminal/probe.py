@@ -25,8 +25,13 @@ _NAMES = {"micro_batch": "micro-batch", "seq_len": "sequence length"}
 _METERS = {
     "cuda allocator": "counted by torch's CUDA allocator",
     "xpu allocator": "counted by torch's XPU allocator",
-    "profiler": "counted by torch's profiler",
+    "profiler": "counted by torch's profiler, without what a matrix product takes and gives back",
     "none": "not counted: this device tells no peaks",
+}
+_AFTERWARDS = {
+    True: "looked at: the probe's process is off it",
+    False: "the driver still lists the probe's process",
+    None: "not known: the driver names no process of ours, and more is in use than before",
 }
 
 
@@ -76,6 +81,8 @@ def _totals(answer: ProbeAnswer) -> Iterator[tuple[str, str]]:
     seconds, rate = found.seconds_per_step, found.tokens_per_second
     if seconds is not None and rate is not None:
         yield "speed", f"{duration(seconds)} a step, {rate:,.0f} tokens/s"
+    if answer.gpu.backend == "cuda":
+        yield "GPU afterwards", _AFTERWARDS[found.released]
     if found.seconds is not None:
         yield "the probe took", duration(found.seconds)
 

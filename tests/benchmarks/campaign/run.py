@@ -15,6 +15,7 @@ from queue import Empty, Queue
 from typing import Any
 
 from advisor.hardware import Gpu
+from advisor.launch.command import torch_device, training_environment
 from advisor.plan import plan_to_fields
 from advisor.probe.measurement import Measurement, measurement_of
 from advisor.profiles import find_model
@@ -34,23 +35,31 @@ class Setup:
     """What all measurements of a campaign share."""
 
     gpu: Gpu
-    device: str
+    """The process that measures sees no other."""
+
     expandable: bool
     """As this project's training has it, wherever the platform does."""
+
+
+def environment_of(gpu: Gpu, *, expandable: bool) -> dict[str, str]:
+    """What a process that measures has beside this one's variables: the training's, which show it that GPU alone."""
+    added = {**training_environment(gpu), _ALLOCATOR: f"expandable_segments:{expandable}"}
+    # It is a script, and imports what is beside it.
+    del added["PYTHONSAFEPATH"]
+    return added
 
 
 class Worker:
     """A process that measures, and everything that it may still say."""
 
-    def __init__(self, *, expandable: bool) -> None:
-        variables = {**os.environ, _ALLOCATOR: f"expandable_segments:{expandable}", "TOKENIZERS_PARALLELISM": "false"}
+    def __init__(self, gpu: Gpu, *, expandable: bool) -> None:
         self._process = subprocess.Popen(
             (sys.executable, "-W", "ignore", str(_SCRIPT), "--worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=variables,
+            env={**os.environ, **environment_of(gpu, expandable=expandable)},
         )
         self._lines: Queue[str | None] = Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -127,11 +136,12 @@ class Workers:
         if alone:
             self.end()
         if self._worker is None:
-            self._worker = Worker(expandable=self._setup.expandable if expandable is None else expandable)
+            mode = self._setup.expandable if expandable is None else expandable
+            self._worker = Worker(self._setup.gpu, expandable=mode)
         request = {
             "plan": plan_to_fields(turn.plan),
             "architecture": dict(find_model(turn.plan.model).config),
-            "device": self._setup.device,
+            "device": torch_device(self._setup.gpu),
             "uuid": self._setup.gpu.uuid,
             "sdpa": turn.case.sdpa,
             "steps": STEPS if snapshot is None else SNAPSHOT_STEPS,
