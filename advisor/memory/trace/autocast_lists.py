@@ -1,4 +1,8 @@
-"""Operations that autocast treats alike on CUDA. Source: ATen/autocast_mode.h."""
+"""Operations that autocast treats alike, on CUDA and on the CPU.
+
+Source: ATen/autocast_mode.h (AT_FORALL_LOWER_PRECISION_FP and its like), ATen/autocast_mode.cpp (KERNEL_CPU). Of the
+CPU's, those that a language model's training can meet.
+"""
 
 LOWER = [
     "conv1d",
@@ -84,3 +88,34 @@ PROMOTE = [
     "tensordot",
     "scatter_add",
 ]
+CPU_LOWER = [
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "prelu",
+    "addmm",
+    "matmul",
+    "mm",
+    "linalg_vecdot",
+    "linear",
+    "addbmm",
+    "baddbmm",
+    "bmm",
+]
+CPU_FP32 = [
+    "prod",
+    "prod.dim_int",
+    "cdist",
+    "cross_entropy_loss",
+    "nll_loss",
+    "nll_loss2d",
+    "mse_loss",
+    "l1_loss",
+    "smooth_l1_loss",
+    "huber_loss",
+    "kl_div",
+    "poisson_nll_loss",
+    "cosine_embedding_loss",
+    "binary_cross_entropy_with_logits",
+]
+CPU_PROMOTE = ["stack", "cat", "index_copy"]

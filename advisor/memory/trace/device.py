@@ -1,9 +1,9 @@
-"""Make tensors without storage behave as CUDA's do.
+"""Make tensors without storage behave as CUDA's do, or the CPU's.
 
 `torch.autocast` refuses the meta device, and composite operations choose their CUDA form only for CUDA
 tensors. Autocast on CUDA is a dispatch key above autograd; this module includes such a key (PrivateUse1's,
 which nothing else uses) for the whole trace and puts there what CUDA does: autocast's casts, the fused
-dropout, and scaled_dot_product_attention's choice of kernel.
+dropout, and scaled_dot_product_attention's choice of kernel. The CPU's autocast has other lists of operations.
 
 Source: ATen/autocast_mode.h and autocast_mode.cpp (lists and cached_cast), ATen/native/Dropout.cpp.
 """
@@ -21,7 +21,7 @@ from torch.utils import checkpoint as torch_checkpoint
 
 from advisor.memory.kernels import AttentionCall, Cpu, Gpu, Hardware, choose_attention
 from advisor.memory.trace.attention import attention_on_cpu, run_attention
-from advisor.memory.trace.autocast_lists import FP32, FP32_RESULT, LOWER, PROMOTE
+from advisor.memory.trace.autocast_lists import CPU_FP32, CPU_LOWER, CPU_PROMOTE, FP32, FP32_RESULT, LOWER, PROMOTE
 from advisor.memory.trace.experts import grouped_products
 from advisor.memory.trace.libraries import (
     chunked_loss_options,
@@ -39,6 +39,7 @@ class DeviceSemantics:
 
     def __init__(self, hardware: Hardware) -> None:
         self.hardware = hardware
+        self._kind = "cpu" if isinstance(hardware, Cpu) else "cuda"
         self._casts: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
         self._depth = 0
         self._stack = ExitStack()
@@ -67,10 +68,11 @@ class DeviceSemantics:
 
     @contextmanager
     def autocast(self, dtype: torch.dtype, *, enabled: bool = True) -> Iterator[None]:
-        """`torch.autocast("cuda", dtype)`, and `torch.is_autocast_enabled()` says so."""
-        before = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
-        torch.set_autocast_enabled("cuda", enabled)
-        torch.set_autocast_dtype("cuda", dtype)
+        """`torch.autocast` of the device with that dtype; `torch.is_autocast_enabled()` asks about CUDA's."""
+        kind = self._kind
+        before = (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+        torch.set_autocast_enabled(kind, enabled)
+        torch.set_autocast_dtype(kind, dtype)
         self._depth += 1
         try:
             yield
@@ -78,23 +80,23 @@ class DeviceSemantics:
             self._depth -= 1
             if self._depth == 0:
                 self._casts.clear()
-            torch.set_autocast_enabled("cuda", before[0])
-            torch.set_autocast_dtype("cuda", before[1])
+            torch.set_autocast_enabled(kind, before[0])
+            torch.set_autocast_dtype(kind, before[1])
 
     def _kernels(self) -> Iterator[tuple[str, Callable[..., Any]]]:
         yield "scaled_dot_product_attention", self._attention
-        if isinstance(self.hardware, Cpu):
-            return
-        yield "dropout", self._dropout
+        on_cpu = isinstance(self.hardware, Cpu)
+        if not on_cpu:
+            yield "dropout", self._dropout
         for names, adapt in (
-            (LOWER, self._lower),
-            (FP32, self._to_fp32),
-            (FP32_RESULT, self._to_fp32_result),
-            (PROMOTE, self._promote),
+            (CPU_LOWER if on_cpu else LOWER, self._lower),
+            (CPU_FP32 if on_cpu else FP32, self._to_fp32),
+            ([] if on_cpu else FP32_RESULT, self._to_fp32_result),
+            (CPU_PROMOTE if on_cpu else PROMOTE, self._promote),
         ):
             for name in names:
                 operation = _HALF_TO_FLOAT.get(name) or _overload(name)
-                yield name, partial(_adapted, operation, adapt)
+                yield name, partial(_adapted, self._kind, operation, adapt)
 
     def _cast(self, dtype: torch.dtype, value: Any) -> Any:
         """autocast's cached_cast: fp32 parameters keep their 16-bit copy until the outermost exit."""
@@ -115,8 +117,7 @@ class DeviceSemantics:
         return cast
 
     def _lower(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        dtype = torch.get_autocast_dtype("cuda")
-        return self._all(dtype, args, kwargs)
+        return self._all(torch.get_autocast_dtype(self._kind), args, kwargs)
 
     def _to_fp32(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return self._all(torch.float32, args, kwargs)
@@ -139,7 +140,8 @@ class DeviceSemantics:
         return args, kwargs
 
     def _promote(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
+        each = [item for arg in args for item in (arg if isinstance(arg, (list, tuple)) else (arg,))]
+        tensors = [arg for arg in each if isinstance(arg, torch.Tensor)]
         widest = torch.float32 if any(t.dtype == torch.float32 for t in tensors) else None
         return self._all(widest, args, kwargs) if widest is not None else (args, kwargs)
 
@@ -168,8 +170,8 @@ class DeviceSemantics:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> torch.Tensor:
-        if torch.is_autocast_enabled("cuda"):
-            dtype = torch.get_autocast_dtype("cuda")
+        if torch.is_autocast_enabled(self._kind):
+            dtype = torch.get_autocast_dtype(self._kind)
             query, key, value, attn_mask = (self._cast(dtype, t) for t in (query, key, value, attn_mask))
         call = AttentionCall(
             query=query,
@@ -189,34 +191,35 @@ class DeviceSemantics:
     @contextmanager
     def _autocast_for_meta(self) -> Iterator[None]:
         """torch.autocast of the meta device is this one, and checkpoint() saves and restores its state."""
+        kind = self._kind
         saved: tuple[Any, ...] = (
             torch_checkpoint._get_autocast_kwargs,
             torch.amp.is_autocast_available,
             torch.amp.autocast,
         )
 
-        def state(device_type: str = "cuda") -> Any:
+        def state(device_type: str = kind) -> Any:
             if device_type != "meta":
                 return saved[0](device_type)
-            on = {"enabled": torch.is_autocast_enabled("cuda"), "dtype": torch.get_autocast_dtype("cuda")}
+            on = {"enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind)}
             return on, saved[0]("cpu")[1]
 
         def autocast(device_type: str, dtype: torch.dtype | None = None, enabled: bool = True, **rest: Any) -> Any:
             if device_type != "meta":
                 return saved[2](device_type, dtype, enabled, **rest)
-            return self.autocast(dtype or torch.get_autocast_dtype("cuda"), enabled=enabled)
+            return self.autocast(dtype or torch.get_autocast_dtype(kind), enabled=enabled)
 
-        def asked_as_cuda(ask: Callable[..., Any]) -> Callable[..., Any]:
+        def asked_as_device(ask: Callable[..., Any]) -> Callable[..., Any]:
             # transformers asks for a query's own device (integrations/flash_attention.py, get_target_dtype).
-            return lambda *kind: ask(*("cuda" if each == "meta" else each for each in kind))
+            return lambda *kinds: ask(*(kind if each == "meta" else each for each in kinds))
 
         modules: tuple[tuple[Any, str, Any], ...] = (
             (torch_checkpoint, "_get_autocast_kwargs", state),
-            (torch.amp, "is_autocast_available", lambda kind: kind == "meta" or saved[1](kind)),
+            (torch.amp, "is_autocast_available", lambda asked: asked == "meta" or saved[1](asked)),
             (torch.amp, "autocast", autocast),
             (torch, "autocast", autocast),
-            (torch, "is_autocast_enabled", asked_as_cuda(torch.is_autocast_enabled)),
-            (torch, "get_autocast_dtype", asked_as_cuda(torch.get_autocast_dtype)),
+            (torch, "is_autocast_enabled", asked_as_device(torch.is_autocast_enabled)),
+            (torch, "get_autocast_dtype", asked_as_device(torch.get_autocast_dtype)),
         )
         originals = [(module, name, getattr(module, name)) for module, name, _ in modules]
         for module, name, replacement in modules:
@@ -249,12 +252,13 @@ _HALF_TO_FLOAT: dict[str, Callable[..., torch.Tensor]] = {"softmax.int": _softma
 
 
 def _adapted(
+    kind: str,
     operation: Any,
     adapt: Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]],
     *args: Any,
     **kwargs: Any,
 ) -> Any:
     with torch._C._ExcludeDispatchKeyGuard(_KEYS):
-        if torch.is_autocast_enabled("cuda"):
+        if torch.is_autocast_enabled(kind):
             args, kwargs = adapt(args, kwargs)
         return operation(*args, **kwargs)
