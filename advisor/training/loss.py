@@ -86,7 +86,7 @@ def _fused_sum(states: torch.Tensor, head: Any, targets: torch.Tensor) -> torch.
     import torch
 
     weight, bias = head.weight, head.bias
-    device = "cuda" if states.device.type == "meta" else states.device.type
+    device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
     states, weight = states.to(dtype), weight.to(dtype)
     scale = _scale_of_sum(states.size(0)) if dtype == torch.float16 else 1.0

@@ -61,7 +61,16 @@ def is_empty(state: Path) -> bool:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("settings", [{}, {"gradient_accumulation": 3, "padding": "longest"}], ids=["plain", "padded"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"gradient_accumulation": 3, "padding": "longest"},
+        {"autocast": "bfloat16"},
+        {"autocast": "bfloat16", "loss": "chunked", "gradient_checkpointing": False},
+    ],
+    ids=["plain", "padded", "autocast", "autocast-chunked"],
+)
 def test_what_is_measured_is_what_the_trace_said_of_the_same_plan(
     method: str, settings: dict[str, Any], state: Path
 ) -> None:
@@ -76,6 +85,9 @@ def test_what_is_measured_is_what_the_trace_said_of_the_same_plan(
     peaks = {"saving": traced.saving_bytes, **traced.peaks}
     # bitsandbytes quantises in another way on the CPU, with a copy that CUDA's kernel does not make.
     compared = found.moments.keys() - ({"loading"} if method == "qlora" else set())
+    if method == "full" and plan.autocast != "none":
+        # fp32 weights are saved in autocast's dtype, converted in the host's memory: here that is counted too.
+        compared -= {"saving"}
     for moment in compared:
         measured = found.moments[moment]
         assert peaks[moment] == pytest.approx(measured, rel=2 * TOLERANCE), moment
@@ -144,7 +156,9 @@ def test_one_that_takes_too_long_is_stopped(state: Path) -> None:
 
 
 PARENT = """
-import sys
+import signal, sys
+# A shell that starts tests in the background has them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from advisor.probe.measurement import read_request
 from advisor.probe.process import probe
 probe(read_request(sys.argv[1]))

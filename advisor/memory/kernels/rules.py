@@ -42,6 +42,20 @@ def promotion_on_cpu(call: Call) -> Inside:
     return Inside(first=tuple(t.numel() * common.itemsize for t in tensors if t.dtype != common))
 
 
+def promotion_in_place_on_cpu(call: Call) -> Inside:
+    """As `promotion_on_cpu`; a result that is narrower is computed in the wider dtype beside the copy of its old value.
+
+    Source: ATen/TensorIterator.cpp (cast_common_dtype_to_outputs).
+    """
+    import torch
+
+    copies = promotion_on_cpu(call).first
+    result, other = call.args[:2]
+    if copies and torch.promote_types(result.dtype, other.dtype) != result.dtype:
+        copies = (*copies, *copies)
+    return Inside(first=copies)
+
+
 def safe_softmax(call: Call) -> Inside:
     """Which scores are minus infinity: a byte each. Source: ATen/native/transformers/attention.cpp (_safe_softmax)."""
     return Inside(then=(call.args[0].numel(),))
@@ -56,8 +70,10 @@ def _cpu_rules() -> Mapping[Any, Rule]:
     import torch
 
     aten = torch.ops.aten
-    names = ("add", "sub", "mul", "div", "add_", "sub_", "mul_", "div_")
-    found: dict[Any, Rule] = {getattr(aten, name).Tensor: promotion_on_cpu for name in names}
+    found: dict[Any, Rule] = {}
+    for name in ("add", "sub", "mul", "div"):
+        found[getattr(aten, name).Tensor] = promotion_on_cpu
+        found[getattr(aten, f"{name}_").Tensor] = promotion_in_place_on_cpu
     found[aten._safe_softmax.default] = safe_softmax
     bitsandbytes = getattr(torch.ops, "bitsandbytes", None)
     if bitsandbytes is not None and hasattr(bitsandbytes, "gemm_4bit"):
