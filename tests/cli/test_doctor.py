@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -36,6 +37,7 @@ def test_the_cpu_computes_and_every_package_is_named() -> None:
     checks = by_name(result)
     for name in ("matmul on cpu", "4-bit matmul on cpu", "attention on cpu"):
         assert checks[name]["verdict"] == "good", checks[name]
+    assert "CUDA" in checks or "ROCm" in checks
     for package in ("torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes"):
         assert checks[package]["found"][0].isdigit()
 
@@ -74,3 +76,41 @@ def test_a_computation_that_kills_its_process_is_an_answer(
     assert broken.verdict == "bad"
     assert "SIGSEGV" in broken.found
     assert "cannot go on" in capsys.readouterr().out
+
+
+def test_a_package_that_only_qlora_needs_does_not_end_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("advisor.doctor.examine")
+    installed = module._installed
+    monkeypatch.setattr(module, "_installed", lambda name: None if name == "bitsandbytes" else installed(name))
+    (found,) = (check for check in module._packages() if check.name == "bitsandbytes")
+    assert (found.verdict, found.found) == ("doubtful", "not installed")
+    assert "QLoRA" in found.remedy
+
+
+def test_without_torch_nothing_is_computed_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("advisor.doctor.examine")
+    monkeypatch.setattr(module, "_installed", lambda name: None if name == "torch" else "1.0")
+    (found,) = module._trials("cpu")
+    assert (found.verdict, found.found) == ("absent", "nothing was computed: torch is not installed")
+
+
+def test_what_is_no_device_is_a_usage_error() -> None:
+    result = doctor("--device", "banana")
+    assert result.returncode == 2
+    assert "'banana' is no device" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("built", "driver", "verdict"),
+    [("13.0", (12, 8), "bad"), ("12.8", (12, 4), "good"), ("12.8", None, "good"), (None, (12, 8), "absent")],
+)
+def test_a_torch_of_a_newer_cuda_than_the_drivers_is_bad(
+    built: str | None, driver: tuple[int, int] | None, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from advisor.doctor import trials
+
+    monkeypatch.setattr(torch.version, "cuda", built)
+    monkeypatch.setattr(trials, "driver_cuda", lambda: driver)
+    assert trials.cuda_of_torch().verdict == verdict

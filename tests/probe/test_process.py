@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -15,10 +16,12 @@ from typing import Any
 import psutil
 import pytest
 
+from advisor.errors import EnvironmentLacksError
 from advisor.memory.kernels import Cpu
 from advisor.memory.kernels import Gpu as KernelGpu
 from advisor.memory.trace.run import record, summarize
 from advisor.plan import Plan
+from advisor.probe.measure import Subject, measure
 from advisor.probe.measurement import ProbeRequest, measurement_of, write_request
 from advisor.probe.process import probe
 from advisor.units import MIB
@@ -197,3 +200,21 @@ def test_a_measurement_survives_its_own_json() -> None:
 
     found = run(small_plan(), steps=2, saves=False)
     assert measurement_of(measurement_values(found)) == replace(found, notes=tuple(found.notes))
+
+
+def test_a_state_folder_that_takes_nothing_keeps_no_result_and_says_so(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    monkeypatch.setenv("PHI3_ADVISE_STATE", str(in_the_way))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    found = measure(small_plan(), replace(subject, steps=2, saves=False))
+    assert found.outcome == "ran", found.message
+    assert "could not be kept" in found.notes[-1]
+    assert list(temporary.iterdir()) == []
+    monkeypatch.setattr(tempfile, "tempdir", str(in_the_way))
+    with pytest.raises(EnvironmentLacksError, match="No probe can be started"):
+        measure(small_plan(), subject)
