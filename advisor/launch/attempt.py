@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
@@ -38,11 +40,27 @@ def train(launch: Launch, *, stdout: IO[Any] | None = None) -> Attempt:
     """
     before = read_settings(launch.job.out) if launch.job.resume else {}
     write_run(launch.job, launch.gpu, launch.preflight.check)
-    ended = supervise(training_command(launch.job, launch.gpu), launch.job.out, stdout=stdout)
+    with _tokens_left(launch):
+        ended = supervise(training_command(launch.job, launch.gpu), launch.job.out, stdout=stdout)
     if ended.result.outcome == "failed" and not ended.result.step:
         # It did not begin, so the run is what it was: with other data, say, it could never be resumed again.
         write_settings(launch.job.out, before)
     return Attempt(launch=launch, ended=ended)
+
+
+@contextmanager
+def _tokens_left(launch: Launch) -> Iterator[None]:
+    """The rows that were tokenised here are in the run folder until the training has read them."""
+    if launch.data is None or launch.data.tokenized is None:
+        yield
+        return
+    from advisor.training.data import drop_tokens, leave_tokens
+
+    leave_tokens(launch.job.out, launch.data.tokenized.rows, launch.data.tokenized.key)
+    try:
+        yield
+    finally:
+        drop_tokens(launch.job.out)
 
 
 def next_plan(launch: Launch, *, shorter: bool = False) -> StepDown | None:

@@ -6,9 +6,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from advisor.training.data import MarkedExample
+    from advisor.training.data import MarkedExample, TokenizedSource
 
 PERCENTILES = (50, 90, 95, 99, 100)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Tokenized:
+    """A data set's rows, and the key that tells whether another process would read the same."""
+
+    rows: TokenizedSource
+    key: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +47,8 @@ class DataFacts:
 
     first: MarkedExample
     notes: tuple[str, ...]
+    tokenized: Tokenized | None = None
+    """What the training process need not tokenise again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,32 +91,35 @@ def read_data(
         InputError: rows that cannot be used, or no tokenizer.
         EnvironmentLacksError: the hub cannot be reached.
     """
-    from advisor.training.data import prepare_data
+    from advisor.training.data import choose_rows, source_key
     from advisor.training.tokenizer import load_tokenizer
 
-    data = prepare_data(
+    tokenizer = load_tokenizer(model_path, trust_remote_code) if tokenizer is None else tokenizer
+    key = source_key(source, tokenizer, context=context, skip_bad_rows=skip_bad_rows)
+    chosen = choose_rows(
         source,
-        load_tokenizer(model_path, trust_remote_code) if tokenizer is None else tokenizer,
+        tokenizer,
         seq_len=seq_len,
         validation=validation,
         seed=seed,
         skip_bad_rows=skip_bad_rows,
-        packing=False,
         context=context,
     )
+    found = chosen.found
     return DataFacts(
         source=source,
-        format=data.format,
-        train_samples=data.train_samples,
-        validation_samples=data.validation_samples,
-        tokens=data.lengths.tokens,
-        percentiles=tuple((percent, data.lengths.percentile(percent)) for percent in PERCENTILES),
-        lengths=tuple(data.lengths.ordered.tolist()),
-        seq_len=data.seq_len,
-        truncated=data.truncated,
-        left_out=data.unlearnable + data.bad.count,
-        first=data.first,
-        notes=data.notes,
+        format=found.format,
+        train_samples=len(chosen.train),
+        validation_samples=len(chosen.validation),
+        tokens=found.lengths.tokens,
+        percentiles=tuple((percent, found.lengths.percentile(percent)) for percent in PERCENTILES),
+        lengths=tuple(found.lengths.ordered.tolist()),
+        seq_len=chosen.seq_len,
+        truncated=chosen.truncated,
+        left_out=chosen.unlearnable + found.bad.count,
+        first=chosen.first,
+        notes=found.notes,
+        tokenized=Tokenized(rows=found, key=key),
     )
 
 

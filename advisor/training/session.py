@@ -19,7 +19,15 @@ from advisor.report.terminal.training import TrainingDisplay
 from advisor.training.artefacts import CardFacts, save_artefacts
 from advisor.training.build import BuiltModel, build_skeleton, fill_model, load_model
 from advisor.training.checkpoints import CHECKPOINTS, Checkpoint, complete_checkpoints, last_checkpoint
-from advisor.training.data import ArrayRows, Collator, LengthSampler, PreparedData, prepare_data
+from advisor.training.data import (
+    ArrayRows,
+    Collator,
+    LengthSampler,
+    PreparedData,
+    prepare_data,
+    source_key,
+    take_tokens,
+)
 from advisor.training.data.collate import keeps_masks_below
 from advisor.training.interruption import Interrupted, Interruption
 from advisor.training.job import Job
@@ -172,16 +180,19 @@ class Session:
         return None
 
     def _prepare_data(self, tokenizer: Any) -> PreparedData:
-        training = self._plan.training
+        """The job's data, tokenised unless the process that started this one has done it."""
+        job, training, context = self._job, self._plan.training, context_of(self._job)
+        key = source_key(job.data, tokenizer, context=context, skip_bad_rows=job.skip_bad_rows)
         return prepare_data(
-            self._job.data,
+            job.data,
             tokenizer,
             seq_len=self._plan.seq_len,
             validation=training.validation,
             seed=training.seed,
-            skip_bad_rows=self._job.skip_bad_rows,
+            skip_bad_rows=job.skip_bad_rows,
             packing=self._plan.packing,
-            context=context_of(self._job),
+            context=context,
+            tokens=take_tokens(job.out, key),
         )
 
     def _build(self, device: torch.device) -> BuiltModel:

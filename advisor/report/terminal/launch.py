@@ -171,7 +171,7 @@ def render_report(attempts: Sequence[Attempt], probed: Probed | None, console: C
     last = attempts[-1]
     result, job = last.ended.result, last.launch.job
     console.print()
-    print_title(console, f"Trained: {result.step:,} steps", "bold green")
+    print_title(console, f"Trained: {_number(result.step, 'step')}", "bold green")
     print_totals([*_memory_rows(last, probed), *_result_rows(last), ("run folder", clean(_short(job.out)))], console)
     for attempt in attempts[:-1]:
         if attempt.aside is not None:

@@ -14,10 +14,11 @@ from advisor.training.data.stream import RowStream, RowSummary, check_rows
 if TYPE_CHECKING:
     from advisor.training.data.arrays import ArrayRows
     from advisor.training.data.collate import Collator
+    from advisor.training.data.handover import drop_tokens, leave_tokens, source_key, take_tokens
     from advisor.training.data.lengths import LengthSummary
     from advisor.training.data.order import LengthSampler
     from advisor.training.data.packing import PackingGain, packing_gain
-    from advisor.training.data.prepare import PreparedData, prepare_data
+    from advisor.training.data.prepare import ChosenRows, PreparedData, choose_rows, prepare_data
     from advisor.training.data.survey import MarkedExample, TokenizedSource, mark_example, tokenize_source
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "ArrayRows",
     "BadRow",
     "BadRows",
+    "ChosenRows",
     "Collator",
     "Format",
     "LengthSampler",
@@ -37,14 +39,20 @@ __all__ = [
     "RowSummary",
     "TokenizedSource",
     "check_rows",
+    "choose_rows",
+    "drop_tokens",
+    "leave_tokens",
     "mark_example",
     "packing_gain",
     "prepare_data",
+    "source_key",
+    "take_tokens",
     "tokenize_source",
 ]
 
 _LAZY = {
     "ArrayRows": "arrays",
+    "ChosenRows": "prepare",
     "Collator": "collate",
     "LengthSampler": "order",
     "LengthSummary": "lengths",
@@ -52,9 +60,14 @@ _LAZY = {
     "PackingGain": "packing",
     "PreparedData": "prepare",
     "TokenizedSource": "survey",
+    "choose_rows": "prepare",
+    "drop_tokens": "handover",
+    "leave_tokens": "handover",
     "mark_example": "survey",
     "packing_gain": "packing",
     "prepare_data": "prepare",
+    "source_key": "handover",
+    "take_tokens": "handover",
     "tokenize_source": "survey",
 }
 

@@ -12,7 +12,7 @@ from advisor.training.data.lengths import LengthSummary
 from advisor.training.data.packing import pack
 from advisor.training.data.rows import BadRows
 from advisor.training.data.samples import Format
-from advisor.training.data.survey import MarkedExample, mark_example, tokenize_source
+from advisor.training.data.survey import MarkedExample, TokenizedSource, mark_example, tokenize_source
 from advisor.training.data.tokens import MASKED, TokenizedRow
 
 if TYPE_CHECKING:
@@ -54,7 +54,23 @@ class PreparedData:
         return tokens / (len(self.train) * self.seq_len)
 
 
-def prepare_data(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenRows:
+    """A source's rows, cut and split."""
+
+    found: TokenizedSource
+    train: list[TokenizedRow]
+    validation: list[TokenizedRow]
+    first: MarkedExample
+    seq_len: int
+    truncated: int
+    """Samples that `seq_len` cuts."""
+
+    unlearnable: int
+    """Samples left out because nothing that carries loss is within `seq_len`."""
+
+
+def choose_rows(
     source: str,
     tokenizer: Any,
     *,
@@ -62,10 +78,10 @@ def prepare_data(
     validation: float,
     seed: int,
     skip_bad_rows: bool,
-    packing: bool,
     context: int,
-) -> PreparedData:
-    """Reads, tokenises, splits and packs a source.
+    tokens: TokenizedSource | None = None,
+) -> ChosenRows:
+    """Reads, tokenises, cuts and splits a source.
 
     Args:
         source: a file, a folder or a hub id.
@@ -74,8 +90,8 @@ def prepare_data(
         validation: share of the samples that is held out.
         seed: of the split.
         skip_bad_rows: leave bad rows out instead of refusing them.
-        packing: lay several samples end to end in a row.
         context: tokens that the model can see at once.
+        tokens: the source, where it is tokenised already.
 
     Raises:
         InputError: the source cannot be read, has bad rows, or nothing in it can be learned.
@@ -83,7 +99,7 @@ def prepare_data(
     """
     if seq_len is not None and seq_len > context:
         raise InputError(f"A sequence length of {seq_len:,} is more than the model's context of {context:,}.")
-    found = tokenize_source(source, tokenizer, context=context, skip_bad_rows=skip_bad_rows)
+    found = tokens or tokenize_source(source, tokenizer, context=context, skip_bad_rows=skip_bad_rows)
     chosen = found.lengths.fitting_seq_len(context) if seq_len is None else seq_len
     kept = [cut for row in found.rows if (cut := row.cut(chosen)).learned.any()]
     if not kept:
@@ -93,20 +109,46 @@ def prepare_data(
             hint="Give a larger --seq-len.",
         )
     train, held_out = split(len(kept), validation, seed)
-    return PreparedData(
-        train=_dataset([kept[i] for i in train], chosen if packing else None),
-        validation=_dataset([kept[i] for i in held_out], chosen if packing else None) if held_out else None,
-        format=found.format,
-        lengths=found.lengths,
+    return ChosenRows(
+        found=found,
+        train=[kept[i] for i in train],
+        validation=[kept[i] for i in held_out],
         first=mark_example(kept[0], tokenizer),
         seq_len=chosen,
         truncated=found.lengths.truncated(chosen),
         unlearnable=len(found.rows) - len(kept),
-        bad=found.bad,
-        train_samples=len(train),
-        validation_samples=len(held_out),
+    )
+
+
+def prepare_data(source: str, tokenizer: Any, *, packing: bool, **settings: Any) -> PreparedData:
+    """Reads, tokenises, splits and packs a source.
+
+    Args:
+        source: a file, a folder or a hub id.
+        tokenizer: from `load_tokenizer`.
+        packing: lay several samples end to end in a row.
+        settings: those of `choose_rows`.
+
+    Raises:
+        InputError: the source cannot be read, has bad rows, or nothing in it can be learned.
+        EnvironmentLacksError: the hub cannot be reached.
+    """
+    chosen = choose_rows(source, tokenizer, **settings)
+    packed_to = chosen.seq_len if packing else None
+    return PreparedData(
+        train=_dataset(chosen.train, packed_to),
+        validation=_dataset(chosen.validation, packed_to) if chosen.validation else None,
+        format=chosen.found.format,
+        lengths=chosen.found.lengths,
+        first=chosen.first,
+        seq_len=chosen.seq_len,
+        truncated=chosen.truncated,
+        unlearnable=chosen.unlearnable,
+        bad=chosen.found.bad,
+        train_samples=len(chosen.train),
+        validation_samples=len(chosen.validation),
         pad_token_id=tokenizer.pad_token_id,
-        notes=found.notes,
+        notes=chosen.found.notes,
     )
 
 
