@@ -226,7 +226,7 @@ def _turn(turn: object, number: int) -> Message:
         raise RowError(f"turn {number} has no role")
     role = _ROLES.get(spoken.strip().lower())
     if role is None:
-        raise RowError(f"turn {number} has the role {shown(spoken, 24)}; understood are system, user and assistant")
+        raise RowError(f"turn {number} has the role {shown(spoken, 24)}, and not system, user or assistant")
     content = turn.get("content") if turn.get("content") is not None else turn.get("value")
     if isinstance(content, list):
         content = _joined_parts(content, number)

@@ -217,7 +217,7 @@ def with_content(content: Any) -> dict[str, Any]:
         (turns("user", "user", "assistant"), "roles out of order: turn 2 is the user's, expected the assistant's"),
         (turns("user", "assistant", "system"), "roles out of order: turn 3 is the system's, expected the user's"),
         (turns("user", "assistant", "user"), "the last turn is the user's"),
-        (turns("user", "tool"), "turn 2 has the role 'tool'; understood are system, user and assistant"),
+        (turns("user", "tool"), "turn 2 has the role 'tool', and not system, user or assistant"),
         ({"messages": []}, "there are no turns"),
         ({"messages": "hello"}, "messages is text, not a list of turns"),
         ({"messages": [1]}, "turn 1 is a number"),
