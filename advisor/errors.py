@@ -23,6 +23,12 @@ def shown(value: object, width: int = 60) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
+def first_line(error: BaseException, width: int = 300) -> str:
+    """What a library's error says first, cut between words if it is long; its kind where it says nothing."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return text if len(text) <= width else f"{text[:width].rpartition(' ')[0] or text[:width]} …"
+
+
 class AdvisorError(Exception):
     """An error that a person can act on.
 

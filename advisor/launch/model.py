@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from advisor.errors import EnvironmentLacksError, InputError
+from advisor.errors import EnvironmentLacksError, InputError, first_line
 from advisor.profiles import ModelSource, read_json
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
@@ -211,8 +211,7 @@ def _is_cached(hub_id: str, name: str) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no reason given'}"
+    return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
 
 
 __all__ = ["ModelFiles", "download", "find_files", "locate_model"]

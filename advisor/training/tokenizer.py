@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from advisor.errors import EnvironmentLacksError, InputError, UnsupportedError
+from advisor.errors import EnvironmentLacksError, InputError, UnsupportedError, first_line
 
 _UNUSED = re.compile(r"pad|reserved|placeholder|dummy|unused|unk", re.IGNORECASE)
 
@@ -70,7 +70,7 @@ def _candidates(tokenizer: Any) -> Iterator[str | None]:
 
 
 def _not_loaded(path: str, error: Exception) -> InputError | EnvironmentLacksError:
-    why = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+    why = first_line(error)
     if Path(path).exists():
         return InputError(f"No tokenizer can be loaded from {path}.", why=why, hint="It needs a tokenizer.json.")
     return EnvironmentLacksError(

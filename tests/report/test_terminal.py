@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from advisor.advise import Advice, Request, advise
-from advisor.errors import AdvisorError, InputError
+from advisor.errors import AdvisorError, InputError, first_line
 from advisor.fit import Fit, check_fit
 from advisor.hardware import Gpu, GpuProcess, what_if
 from advisor.memory.estimate import estimate, simulate
@@ -351,6 +351,12 @@ def test_a_path_in_an_error_can_be_copied() -> None:
     path = "/data/" + "a-long-name/" * 12 + "config.json"
     shown = screen(render_error, InputError(f"{path} cannot be read.", hint=f"Look at {path} with --gpu t4."))
     assert sum(path in line for line in shown.splitlines()) == 2
+
+
+def test_a_library_s_words_are_cut_between_words() -> None:
+    assert first_line(OSError("\n  It is gone.\nMore.")) == "It is gone."
+    assert first_line(OSError()) == "OSError"
+    assert first_line(OSError("word " * 100), 22) == "word word word word …"
 
 
 def test_a_long_list_is_shown_to_its_end() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from advisor.errors import EnvironmentLacksError, InputError
+from advisor.errors import EnvironmentLacksError, InputError, first_line
 from advisor.training.data.rows import Place, RawRow
 from advisor.training.data.samples import columns_of
 from advisor.training.data.source import HubDataset
@@ -41,13 +41,13 @@ def _load(dataset: HubDataset) -> Any:
     except DatasetNotFoundError as error:
         raise InputError(
             f"There is no data set {dataset.id} on the hub, or it is not open to you.",
-            why=_first_line(error),
+            why=first_line(error),
             hint="Check its name; for a gated one accept its terms and run: hf auth login",
         ) from error
     except ValueError as error:  # datasets' own, for a configuration or file it cannot make sense of
         raise InputError(
             f"The data set {dataset.id} cannot be loaded.",
-            why=_first_line(error),
+            why=first_line(error),
             hint=f"If it has several configurations, write {dataset.id}:NAME.",
         ) from error
     except (OSError, RuntimeError) as error:  # every failure to connect is an OSError, requests' and httpx's too
@@ -68,10 +68,6 @@ def _load(dataset: HubDataset) -> Any:
 def _unreachable(dataset: HubDataset, error: Exception) -> EnvironmentLacksError:
     return EnvironmentLacksError(
         f"The data set {dataset.id} cannot be reached.",
-        why=_first_line(error),
+        why=first_line(error),
         hint="Go online once to fill the cache, or give a local file.",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300]

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advisor.errors import InputError, shown
+from advisor.errors import InputError, first_line, shown
 from advisor.training.data.json_array import read_array
 from advisor.training.data.lines import open_bytes, read_lines
 from advisor.training.data.rows import MAX_ROW_BYTES, Place, RawRow, RowError
@@ -224,7 +224,7 @@ def read_parquet(path: Path, name: str) -> Iterator[RawRow]:
         with ParquetFile(path) as file:
             yield from _parquet_rows(file, name)
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, OSError) as error:
-        raise InputError(f"{name} cannot be read as Parquet.", why=str(error).splitlines()[0][:300]) from error
+        raise InputError(f"{name} cannot be read as Parquet.", why=first_line(error)) from error
 
 
 def _parquet_rows(file: ParquetFile, name: str) -> Iterator[RawRow]:
