@@ -17,8 +17,7 @@ CAPS_GIB = (8, 12, 16, 24, 40, 80)
 TIERS = ("estimate", "trace")
 
 ON_A_PROCESSOR = (
-    "A processor, and a small model: that the comparison runs, and no more. The closed form counts the workspaces of a "
-    "GPU's libraries, which are larger than this model."
+    "A processor, and a small model: that the comparison runs, and no more. The closed form follows a GPU's kernels."
 )
 
 Truth = Literal["fits", "does not fit", "open"]
