@@ -262,7 +262,7 @@ def _nothing_fits(launch: Launch, how: Conduct, console: Console) -> int:
 
 def _print_object(how: Conduct, launch: Launch, probed: Probed | None, attempts: list[Attempt]) -> None:
     if how.as_json:
-        from advisor.report.json import launch_object
+        from advisor.report.run_json import launch_object
 
         print_json(launch_object(launch, probed, attempts))
 

@@ -46,7 +46,7 @@ def command(run: str, out: str | None, dtype: Dtype | None, base: str | None, as
     with _stopped_by_sigterm(), _progress() as progress:
         merged = merge_adapter(merge, progress=progress)
     if as_json:
-        from advisor.report.json import merge_object
+        from advisor.report.run_json import merge_object
 
         print_json(merge_object(merged))
         return

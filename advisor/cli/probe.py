@@ -131,7 +131,7 @@ def run_probe(plan: Plan, model: ModelSource, gpu: Gpu, imitation: Imitation | N
         subject = Subject(model=model, gpu=gpu, imitation=imitation, steps=how.steps, longest=longest)
         answer = _ask(plan, subject, how, progress)
     if how.as_json:
-        from advisor.report.json import probe_object
+        from advisor.report.run_json import probe_object
 
         print_json(probe_object(answer))
     else:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -42,6 +42,9 @@ from advisor.training.refusals import (
 )
 from advisor.training.tokenizer import load_tokenizer
 from advisor.training.trainer import PlanTrainer, steps_of, training_arguments
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets")
 
@@ -134,34 +137,47 @@ class Session:
             )
             self._progressed = monitor.progressed
             self._progressed.steps = steps
-            trainer = PlanTrainer(
-                plan=self._plan,
-                built=built,
-                args=arguments,
-                train=ArrayRows(data.train),
-                validation=ArrayRows(data.validation) if data.validation is not None else None,
-                order=LengthSampler(
-                    data.train["length"],
-                    batch_size=self._plan.micro_batch,
-                    accumulation=self._plan.gradient_accumulation,
-                    seed=self._plan.training.seed,
-                ),
-                collator=Collator(
-                    self._plan,
-                    data.pad_token_id,
-                    keeps_masks_below=keeps_masks_below(self._plan, built.causal_lm.config, device),
-                ),
-                pad_token_id=data.pad_token_id,
-                monitor=monitor,
-                saving=saving,
-                keep_checkpoints=self._job.keep_checkpoints,
-                facts=facts,
-            )
+            trainer = self._trainer(built, arguments, data, monitor=monitor, saving=saving, device=device, facts=facts)
             self._train(trainer, resumed)
         if self._interruption.number is None:
             card = self._card(device)
             save_artefacts(built.model, tokenizer, str(self._folder), plan=self._plan, card=card)
             self.finished = True
+
+    def _trainer(
+        self,
+        built: BuiltModel,
+        arguments: TrainingArguments,
+        data: PreparedData,
+        *,
+        monitor: Monitor,
+        saving: Saving,
+        device: torch.device,
+        facts: dict[str, Any],
+    ) -> PlanTrainer:
+        return PlanTrainer(
+            plan=self._plan,
+            built=built,
+            args=arguments,
+            train=ArrayRows(data.train),
+            validation=ArrayRows(data.validation) if data.validation is not None else None,
+            order=LengthSampler(
+                data.train["length"],
+                batch_size=self._plan.micro_batch,
+                accumulation=self._plan.gradient_accumulation,
+                seed=self._plan.training.seed,
+            ),
+            collator=Collator(
+                self._plan,
+                data.pad_token_id,
+                keeps_masks_below=keeps_masks_below(self._plan, built.causal_lm.config, device),
+            ),
+            pad_token_id=data.pad_token_id,
+            monitor=monitor,
+            saving=saving,
+            keep_checkpoints=self._job.keep_checkpoints,
+            facts=facts,
+        )
 
     def _checkpoint_to_resume(self) -> Checkpoint | None:
         """The last complete one, where the job asks to go on.

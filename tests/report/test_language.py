@@ -59,7 +59,7 @@ class Source:
     """Every text of the source that a person can see."""
 
     SILENT = (
-        *("report/yaml", "report/json", "report/snapshot", "report/page"),
+        *("report/yaml", "report/json", "report/run_json", "report/snapshot", "report/page"),
         *(
             "report/history",
             "report/catalogue",
