@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ os.environ["PHI3_ADVISE_LANG"] = "en"  # what tests read is English, whatever th
 # Workers whose products each take every core wait for one another: three times the time on two cores.
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background; what tests start would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 _READ_BY_DETECTION = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
 
 
