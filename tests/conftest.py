@@ -14,9 +14,11 @@ import pytest
 
 _STUB = Path(__file__).parent / "nvml_stub" / "nvml_stub.c"
 os.environ["PHI3_ADVISE_LANG"] = "en"  # what tests read is English, whatever the language of whoever runs them
-# Workers whose products each take every core wait for one another: three times the time on two cores.
-_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    # Workers whose products each take every core wait for one another: three times the time on two cores. Set in a
+    # worker, and not in the process that starts them, whose number of cores they would inherit.
+    _SHARE = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _SHARE)))
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background; what tests start would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 _READ_BY_DETECTION = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
