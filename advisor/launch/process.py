@@ -135,7 +135,7 @@ class _Training:
             self._stop(number)
         elif number == signal.SIGINT:
             self.killed = True
-            self._kill_at = time.monotonic() + _AT_ONCE_SECONDS
+            self._kill_at = self._kill_at or time.monotonic() + _AT_ONCE_SECONDS
             trainer = self._trainer()
             if trainer is None or not _POSIX:
                 self._signal_all(_KILL)

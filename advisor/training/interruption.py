@@ -42,6 +42,7 @@ class Interruption:
         """Whether somebody looks at `number` soon; otherwise the first signal raises `Interrupted`."""
 
         self._stop_now = stop_now
+        self._over = False
 
     def listen(self) -> None:
         """From now on, in the main thread; and to the end of stdin, if that is a pipe."""
@@ -50,12 +51,19 @@ class Interruption:
         if _is_pipe(0):
             threading.Thread(target=_wait_for_end_of_stdin, name="stdin", daemon=True).start()
 
+    def ignore(self) -> None:
+        """From now on no signal changes anything: how the run ended is being written, once and wholly."""
+        self._over = True
+
     def _receive(self, number: int, _: FrameType | None) -> None:
+        if self._over:
+            return
         if self.number is None:
             self.number = number
             if not self.can_wait:
                 raise Interrupted(number)
         elif number == signal.SIGINT:
+            self.ignore()
             self._stop_now(number)
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advisor.errors import AdvisorError, RunFailedError
+from advisor.hardware import peak_ram_bytes
+from advisor.training.checkpoints import CHECKPOINTS, last_checkpoint
 from advisor.training.interruption import Interrupted, Interruption
 from advisor.training.job import Job, read_job
 from advisor.training.log import LOG, log_to_file
@@ -52,8 +54,11 @@ def _run(job: Job, folder: Path) -> int:
     session: Session | None = None
 
     def stop_now(number: int) -> None:
-        _write(session, folder, "interrupted", signal=number, message="Stopped at once; the step in progress is lost.")
-        os._exit(128 + number)
+        message = "Stopped at once; the step in progress is lost."
+        try:
+            _write(session, folder, "interrupted", signal=number, message=message)
+        finally:
+            os._exit(128 + number)
 
     interruption = Interruption(stop_now)
     interruption.listen()
@@ -63,12 +68,15 @@ def _run(job: Job, folder: Path) -> int:
         session = Session(job, interruption)
         session.run()
     except Interrupted as stop:
+        interruption.ignore()
         message = f"Stopped by signal {stop.number}."
         _write(session, folder, "interrupted", signal=stop.number, message=message)
         return 128 + stop.number
     except BaseException as error:
+        interruption.ignore()
         logging.getLogger(__name__).exception("The training ended with an error.")
         return _fail(session, folder, error)
+    interruption.ignore()
     if interruption.number is not None and not session.finished:
         message = f"Stopped by signal {interruption.number} after a step, and saved."
         _write(session, folder, "interrupted", signal=interruption.number, message=message)
@@ -107,9 +115,6 @@ def _write(
     signal: int | None = None,
     exit_code: int | None = None,
 ) -> None:
-    from advisor.hardware import peak_ram_bytes
-    from advisor.training.checkpoints import CHECKPOINTS, last_checkpoint
-
     checkpoint = last_checkpoint(folder / CHECKPOINTS)
     known = session.facts() if session is not None else {}
     write_result(

@@ -109,13 +109,33 @@ def test_a_second_interrupt_stops_at_once_and_leaves_the_last_checkpoint(
     wait_until(at_step(job, 3), process)
     while process.poll() is None:
         process.send_signal(signal.SIGINT)
-        time.sleep(0.001)
-    finish(process)
+        time.sleep(0.0001)  # a key held down: each comes while the one before is being answered
+    assert finish(process) == 128 + signal.SIGINT
     result = read_result(tmp_path)
     kept = last_checkpoint(tmp_path / "checkpoints")
     assert (result["outcome"], result["signal"]) == ("interrupted", signal.SIGINT)
     assert kept is not None
     assert result["checkpoint"] == str(kept.path)
+
+
+SIGNALLED_WHILE_IT_SAYS_WHY = """
+import os, signal, sys
+from advisor.training import run
+write = run._write
+def signalled(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGINT)
+    write(*args, **kwargs)
+    os.kill(os.getpid(), signal.SIGINT)
+run._write = signalled
+sys.exit(run.main(sys.argv[1]))
+"""
+
+
+def test_interrupted_while_it_says_why_it_failed_it_still_says_so(small_model: Path, tmp_path: Path) -> None:
+    job = make_job(tmp_path, small_model, tmp_path / "absent.jsonl")
+    assert finish(start(job, program=("-c", SIGNALLED_WHILE_IT_SAYS_WHY))) == 2
+    result = read_result(tmp_path)
+    assert (result["outcome"], result["exit_code"], result["signal"]) == ("failed", 2, None)
 
 
 SIGNALLED_WHILE_IT_WRITES = """
