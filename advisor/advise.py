@@ -12,7 +12,7 @@ from advisor.fit import Fit, explain_fit
 from advisor.hardware import Gpu, Host, what_if
 from advisor.in_backward import cost_of_stepping_in_backward
 from advisor.memory.estimate import Memory, summarise
-from advisor.plan import ITEMSIZE, METHODS, Attention, Method, Plan
+from advisor.plan import ITEMSIZE, METHOD_LABELS, METHODS, Attention, Method, Plan
 from advisor.profiles import ModelProfile, default_plan, gpu_ladder
 from advisor.request import DATA_FILE, DEFAULT_MODEL, PLAN_FILE, Prefer, Request
 from advisor.search import any_fits, search, smallest_plan
@@ -21,7 +21,6 @@ from advisor.units import gib
 
 Tier = Literal["estimate", "trace", "probe"]
 
-METHOD_LABELS: dict[Method, str] = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 
 SHORTEST_SEQ_LEN = 256
 """No sequence shorter than this is offered as a way out."""
@@ -251,6 +250,8 @@ def to_spare(part: MethodAdvice) -> bool:
 def _why_not_spare(full: MethodAdvice) -> str:
     if full.plan.optimizer_in_backward:
         return "fits only by stepping in backward"
+    if full.plan.optimizer.startswith("paged"):
+        return "fits only with paged optimizer states, which fill the rest"
     return "fits but leaves no memory to spare"
 
 

@@ -8,6 +8,7 @@ from advisor.hardware import Gpu, Host
 from advisor.in_backward import cost_of_stepping_in_backward
 from advisor.memory.lora import match_targets
 from advisor.memory.resident import trained_elements
+from advisor.plan import METHOD_LABELS
 from advisor.profiles import ModelProfile
 from advisor.units import gib, short_count
 
@@ -92,14 +93,16 @@ def _host_warnings(parts: tuple[MethodAdvice, ...], gpu: Gpu, host: Host | None)
 
 
 def _ram_warnings(parts: tuple[MethodAdvice, ...], gpu: Gpu, host: Host | None) -> list[str]:
-    spilled = max(part.spilled_bytes for part in parts if part.fits) if any(p.fits for p in parts) else 0
-    if not spilled:
+    spilling = [part for part in parts if part.fits and part.spilled_bytes]
+    if not spilling:
         return []
+    most = max(spilling, key=lambda part: part.spilled_bytes)
+    spilled, method = most.spilled_bytes, METHOD_LABELS[most.method]
     available = host.ram_available_bytes if host and gpu.detected else None
     if available is None:
-        return [f"Paged states need {gib(spilled)} of host RAM; whether it is there is not known."]
+        return [f"The paged states of {method} need {gib(spilled)} of host RAM; whether it is there is not known."]
     if available < spilled:
-        return [f"Paged states need {gib(spilled)} of host RAM, and only {gib(available)} is free."]
+        return [f"The paged states of {method} need {gib(spilled)} of host RAM, and only {gib(available)} is free."]
     return []
 
 

@@ -30,6 +30,7 @@ Optimizer = Literal[
 ]
 
 METHODS: tuple[Method, ...] = get_args(Method)
+METHOD_LABELS: dict[Method, str] = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 ITEMSIZE: Mapping[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 """Bytes an element."""
 
@@ -369,6 +370,7 @@ def plan_to_fields(plan: Plan) -> dict[str, Any]:
 __all__ = [
     "ITEMSIZE",
     "METHODS",
+    "METHOD_LABELS",
     "Attention",
     "Autocast",
     "Dtype",

@@ -84,7 +84,7 @@ def test_full_without_memory_to_spare_yields_to_lora_unless_quality_comes_first(
     advice = advice_for(gpu)
     assert advice.of("full").fits
     assert advice.recommended == "lora"
-    assert "no memory to spare" in advice.reason
+    assert "paged optimizer states, which fill the rest" in advice.reason
     assert "--prefer quality" in advice.unlock
     assert advice_for(gpu, prefer="quality").recommended == "full"
 
@@ -415,9 +415,9 @@ def test_paged_states_ask_for_host_ram_and_say_when_it_is_not_there() -> None:
     short = advise(MINI, spilling, host=host(1 << 20)).warnings
     enough = advise(MINI, spilling, host=host(60 * GIB)).warnings
     unknown = advise(MINI, spilling).warnings
-    assert any("Paged states" in warning and "only 0.00 GiB" in warning for warning in short)
-    assert not any("Paged states" in warning for warning in enough)
-    assert any("Paged states" in warning and "not known" in warning for warning in unknown)
+    assert any("paged states of full fine-tuning" in warning and "only 0.00 GiB" in warning for warning in short)
+    assert not any("paged states of full fine-tuning" in warning for warning in enough)
+    assert any("paged states of full fine-tuning" in warning and "not known" in warning for warning in unknown)
 
 
 def test_flash_attention_2_is_taken_only_where_it_is_installed_and_runs(monkeypatch: pytest.MonkeyPatch) -> None:
