@@ -279,7 +279,8 @@ def describe_unlock(advice: Advice) -> str:
     larger = smallest_gpu_for(part.method, advice)
     if larger:
         ways.append(f"a GPU like the {larger.name} ({gib(larger.total_bytes)})")
-    ways += [f"{METHOD_LABELS[other.method]} (--method {other.method})" for other in advice.methods if other.fits]
+    if asked:
+        ways += [f"{METHOD_LABELS[other.method]} (--method {other.method})" for other in advice.methods if other.fits]
     need = f"{label} is {gib(part.fit.missing_bytes)} short"
     return f"{need}; {' or '.join(ways)} would do" if ways else f"{need}; no single GPU that is known here is enough"
 

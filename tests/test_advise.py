@@ -192,6 +192,7 @@ def test_a_gpu_that_would_do_indeed_does_and_no_smaller_one_of_the_ladder() -> N
         better = METHODS[METHODS.index(advice.recommended) - 1] if advice.recommended else "qlora"
         named = [profile for profile in gpu_ladder() if profile.product in advice.unlock]
         assert len(named) == 1
+        assert "--method" not in advice.unlock  # the others that fit are shown beside it, and one is recommended
         assert fitting(advice_for(named[0].name, model=model)) >= {better}
         total = gpu_named(gpu).total_bytes
         for profile in gpu_ladder():
