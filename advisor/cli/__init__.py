@@ -9,6 +9,7 @@ import click
 
 from advisor.cli.completion import complete_gpus, complete_models, complete_recipes
 from advisor.cli.help import HelpContext
+from advisor.cli.interrupts import one_interrupt
 from advisor.cli.language import lang_option, language_asked
 from advisor.errors import AdvisorError, InputError
 from advisor.report.language import localise_label, speaking
@@ -239,8 +240,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """The console script: runs a command and turns whatever goes wrong into one screen and an exit code."""
     words = sys.argv[1:] if arguments is None else arguments
     language, error = language_asked(words)
-    with speaking(language):
-        sys.exit(_run(words) if error is None else _fail(error, words))
+    with speaking(language), one_interrupt(ends_process=arguments is None):
+        code = _run(words) if error is None else _fail(error, words)
+    sys.exit(code)
 
 
 def _run(words: list[str]) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +20,8 @@ from dataclasses import replace
 from advisor.probe.child import REQUEST, RESULT, STAGE
 from advisor.probe.driver import Departure
 from advisor.probe.measurement import Measurement, Outcome, ProbeRequest, measurement_of, write_request
-from advisor.probe.results import work_folder
+from advisor.probe.results import running_folder
+from advisor.probe.work import work_folder
 
 TIMEOUT_SECONDS = 1800.0
 
@@ -71,36 +71,14 @@ def _folder(request: ProbeRequest) -> Iterator[str]:
 
     On a disk, not in RAM; among the system's temporary files only where the user's state folder takes nothing.
     """
-    base = work_folder()
-    try:
-        os.makedirs(base, exist_ok=True)
-        _sweep(base)
-        folder = _with_request(request, base)
-    except OSError:
-        folder = _with_request(request, None)
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(work_folder(running_folder()))
+            write_request(request, os.path.join(folder, REQUEST))
+        except OSError:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+            write_request(request, os.path.join(folder, REQUEST))
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _with_request(request: ProbeRequest, base: str | None) -> str:
-    folder = tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=base)
-    try:
-        write_request(request, os.path.join(folder, REQUEST))
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return folder
-
-
-def _sweep(base: str) -> None:
-    import psutil
-
-    for name in os.listdir(base):
-        owner = name.partition("-")[0]
-        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(os.path.join(base, name), ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
@@ -21,6 +23,9 @@ STATE_VARIABLE = "PHI3_ADVISE_STATE"
 KEPT = ("ran", "out_of_memory")
 """Only what ran, or ran out of memory, says anything about the GPU."""
 
+_ABANDONED_SECONDS = 3600.0
+"""A result is written in milliseconds, and the clock of a file server may differ by minutes."""
+
 _COUNTED = ("torch", "bitsandbytes", "transformers", "peft")
 """Whose version may change speed or memory; another version's measurement is another program's."""
 
@@ -35,7 +40,7 @@ def state_folder() -> str:
     return user_state_dir("phi3-advise", appauthor=False)
 
 
-def work_folder() -> str:
+def running_folder() -> str:
     """Where probes write while they run: beside the results, because /tmp may be RAM."""
     return os.path.join(state_folder(), "running")
 
@@ -182,13 +187,13 @@ def _read(path: str) -> Measurement | None:
 
 
 def _sweep(folder: str) -> None:
-    """Removes what a process that was killed while writing left aside."""
-    import psutil
-
+    """Removes what a process that was killed while writing left aside; a living one is done in a moment."""
     for name in os.listdir(folder):
-        writer = re.search(r"\.(\d+)-[0-9a-f]+\.part$", name)
-        if writer and not psutil.pid_exists(int(writer[1])):
-            os.remove(os.path.join(folder, name))
+        path = os.path.join(folder, name)
+        # Its writer may be done with it just now.
+        with suppress(OSError):
+            if name.endswith(".part") and time.time() - os.stat(path).st_mtime > _ABANDONED_SECONDS:
+                os.remove(path)
 
 
 __all__ = [
@@ -200,6 +205,6 @@ __all__ = [
     "day",
     "keep",
     "kept",
+    "running_folder",
     "state_folder",
-    "work_folder",
 ]

@@ -30,6 +30,3 @@ def find_scratch(changes: Sequence[tuple[int, int]], products: Sequence[tuple[in
             if freed < 0 and taken:
                 scratch |= {taken[-1], index}
     return scratch
-
-
-__all__ = ["PRODUCTS", "find_scratch"]

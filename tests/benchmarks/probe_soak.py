@@ -30,6 +30,7 @@ import psutil
 from advisor.errors import PlanError
 from advisor.plan import Plan, plan_from_fields, plan_to_fields
 from advisor.probe.measurement import measurement_of
+from advisor.probe.work import sweep
 
 ROOT = Path(__file__).parents[2]
 MODEL: dict[str, Any] = {
@@ -235,9 +236,10 @@ def check_state(state: Path, verdicts: list[Verdict]) -> list[str]:
         problems.append(f"{len(results)} results are kept of {len(plans)} plans")
     if len(asides) > parents_killed:
         problems.append(f"{len(asides)} files were left half written")
-    left = [path.name for path in (state / "running").glob("*") if psutil.pid_exists(int(path.name.partition("-")[0]))]
+    sweep(str(state / "running"))
+    left = [path.name for path in (state / "running").iterdir()]
     if left:
-        problems.append(f"folders of nobody: {left}")
+        problems.append(f"somebody still holds {left}")
     return problems
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,34 @@ def test_a_probe_on_the_processor_measures_and_is_remembered(plan: Path, tmp_pat
     screen = run("probe", "--plan", plan, "--device", "cpu", **state).stdout
     for part in ("Runs.", "peak allocated", "loss backward", "trace said", "Tier: probe"):
         assert part in screen
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a terminal's signals")
+@pytest.mark.parametrize("more", [[], ["--find-batch"]], ids=["one", "search"])
+def test_ctrl_c_that_is_held_down_leaves_nothing_and_shows_no_traceback(
+    plan: Path, tmp_path: Path, more: list[str]
+) -> None:
+    running = tmp_path / "state" / "running"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "advisor", "probe", "--plan", plan, "--device", "cpu", *more],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PHI3_ADVISE_STATE": str(tmp_path / "state")},
+    )
+    while not list(running.glob("*/log.txt")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.0005)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err.strip()) == (130, "", "Stopped.")
+    until = time.monotonic() + 30
+    while list(running.iterdir()) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not list(running.iterdir())
 
 
 def test_the_recommended_plan_is_probed_and_its_speed_used_from_then_on(small_model: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,12 +188,52 @@ def test_a_parent_that_is_killed_leaves_no_process_and_no_folder(number: str, st
     assert is_empty(state)
 
 
-def test_a_folder_that_nobody_could_remove_is_removed_by_the_next_probe(state: Path) -> None:
-    left = state / "running" / "999999999-abc"
-    left.mkdir(parents=True)
+HOLDER = """
+import os, sys, time
+from advisor.probe.work import work_folder
+with work_folder(sys.argv[1]) as folder:
+    print(folder, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(state: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A process with a folder that it works in."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, state / "running"],
+        env={**os.environ, **ENVIRONMENT},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    yield process, Path(process.stdout.readline().strip())
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_folder_that_nobody_could_remove_is_removed_by_the_next_probe(
+    state: Path, holder: tuple[subprocess.Popen[str], Path]
+) -> None:
+    process, left = holder
+    process.kill()
+    process.wait()
+    assert left.is_dir()
     request = ProbeRequest(plan=small_plan(), architecture=SMALL, device="cpu")
     probe(request, ENVIRONMENT, timeout_seconds=0.2)
-    assert not left.exists()
+    assert not list((state / "running").iterdir())
+
+
+def test_a_probe_of_another_container_that_shares_the_home_folder_keeps_its_folder(
+    state: Path, holder: tuple[subprocess.Popen[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where process ids mean nothing: there this process is the only one that there is."""
+    _, folder = holder
+    monkeypatch.setattr(psutil, "pid_exists", lambda pid: pid == os.getpid())
+    request = ProbeRequest(plan=small_plan(), architecture=SMALL, device="cpu")
+    probe(request, ENVIRONMENT, timeout_seconds=0.2)
+    assert sorted(path.name for path in (state / "running").iterdir()) == [folder.name, f"{folder.name}.lock"]
 
 
 def test_a_measurement_survives_its_own_json() -> None:

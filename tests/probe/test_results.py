@@ -113,11 +113,12 @@ def test_nothing_half_written_is_ever_there(h100: Gpu, state: Path, monkeypatch:
 
 
 def test_what_a_killed_process_left_aside_is_removed(h100: Gpu, state: Path) -> None:
+    """By its age: another container's process id means nothing here."""
     keep(measured(h100))
-    gone = state / "probes" / "x.json.999999999-0a1b2c3d.part"
-    gone.write_text("{")
-    alive = state / "probes" / f"y.json.{os.getpid()}-0a1b2c3d.part"
-    alive.write_text("{")
+    gone, alive = (state / "probes" / f"{name}.json.999999999-0a1b2c3d.part" for name in "xy")
+    for path in (gone, alive):
+        path.write_text("{")
+    os.utime(gone, (0, 0))
     keep(measured(h100))
     assert not gone.exists()
     assert alive.exists()

@@ -9,7 +9,6 @@ import gc
 import json
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,7 +69,8 @@ def _measure(asked: dict[str, Any], share: Any) -> dict[str, Any]:
     from advisor.plan import plan_from_fields
     from advisor.probe.child import Stage, probe_here
     from advisor.probe.measurement import ProbeRequest, measurement_values
-    from advisor.probe.results import work_folder
+    from advisor.probe.results import running_folder
+    from advisor.probe.work import work_folder
 
     request = ProbeRequest(
         plan=plan_from_fields(asked["plan"]),
@@ -82,10 +82,7 @@ def _measure(asked: dict[str, Any], share: Any) -> dict[str, Any]:
         without_flash=asked["sdpa"] == "efficient",
         saves=asked["saves"],
     )
-    os.makedirs(work_folder(), exist_ok=True)
-    # The parent's number in front: the probe clears away what a killed one left.
-    folder = tempfile.TemporaryDirectory(prefix=f"{os.getppid()}-", dir=work_folder())
-    with folder as name, _cudnn_attention(asked["sdpa"] is None):
+    with work_folder(running_folder()) as name, _cudnn_attention(asked["sdpa"] is None):
         return measurement_values(probe_here(request, name, share, Stage(os.path.join(name, "stage.txt"))))
 
 
