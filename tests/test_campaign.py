@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -252,6 +254,9 @@ def test_the_report_names_the_worst_under_prediction_and_every_false_fit() -> No
     text = report(campaign, {LORA: said(7000, 7000)})
     assert f"Worst under-prediction of the trace: -46.15%, `{LORA}`." in text
     assert f"- 12 GiB, estimate: `{LORA}`" in text
+    over = report(campaign, {LORA: said(13100, 13500)})
+    assert "Worst under-prediction" not in over
+    assert "The trace allocates no less in steps than was measured, of any plan." in over
     assert "False fits: none" in report(campaign, {LORA: said(13000, 13500)})
 
 
@@ -431,3 +436,30 @@ small_workers().measure(small_turn(Path({str(tmp_path)!r}), {LORA!r}), longest_s
         while child.status() != psutil.STATUS_ZOMBIE:
             assert time.monotonic() < until
             time.sleep(0.1)
+
+
+@pytest.mark.xdist_group("campaign")
+@pytest.mark.skipif(sys.platform == "win32", reason="a terminal's signals")
+def test_a_campaign_that_is_stopped_keeps_what_it_has_and_goes_on_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, out = tmp_path / "state", tmp_path / "out.json"
+    monkeypatch.setenv("PHI3_ADVISE_STATE", str(state))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, _PATHS)))
+    words = [sys.executable, gpu_campaign.__file__, "--device", "cpu", "--only", "3", "--out", str(out), "--no-report"]
+    stopped = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # The first plan is in the file, and the second is being measured.
+    while not (out.exists() and list(state.glob("running/*/stage.txt"))):
+        assert stopped.poll() is None
+        time.sleep(0.01)
+    while stopped.poll() is None:
+        stopped.send_signal(signal.SIGINT)
+        time.sleep(0.0005)
+    _, said = stopped.communicate(timeout=60)
+    assert (stopped.returncode, said.strip()) == (130, "Stopped. What was measured is kept: run it again to go on.")
+    assert not list((state / "running").iterdir())
+    kept = [record.name for record in read_campaign(out).records]
+    subprocess.run(words, capture_output=True, timeout=300, check=True)
+    names = [record.name for record in read_campaign(out).records]
+    assert names[: len(kept)] == kept
+    assert 0 < len(kept) <= len(names) == len(set(names)) == 3

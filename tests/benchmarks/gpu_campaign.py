@@ -44,6 +44,7 @@ from campaign.records import (
 from campaign.run import Setup, Workers
 from campaign.snapshots import SUFFIX
 
+from advisor.cli.interrupts import one_interrupt
 from advisor.errors import AdvisorError, InputError
 from advisor.fit import check_fit
 from advisor.hardware import Gpu, choose, detect, read_cpu, what_if
@@ -59,11 +60,15 @@ FIRST_MINUTES = 15
 def main() -> int:
     """The command."""
     options = _options()
-    try:
-        return _run(options)
-    except AdvisorError as error:
-        print(f"{error.what}\n{error.why}\n{error.hint}".strip(), file=sys.stderr)
-        return error.exit_code
+    with one_interrupt(ends_process=True):
+        try:
+            return _run(options)
+        except AdvisorError as error:
+            print(f"{error.what}\n{error.why}\n{error.hint}".strip(), file=sys.stderr)
+            return error.exit_code
+        except KeyboardInterrupt:
+            print("\nStopped. What was measured is kept: run it again to go on.", file=sys.stderr)
+            return 130
 
 
 def _run(options: argparse.Namespace) -> int:

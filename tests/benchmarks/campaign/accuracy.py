@@ -171,14 +171,17 @@ def _error_table(found: Sequence[Error]) -> list[str]:
     for (of, tier), group in groups.items():
         lines.append(f"| {of} | {tier} | {_figures(group)} |")
     for tier in TIERS:
-        worst = min((e for e in found if e.tier == tier and e.of == "allocated in steps"), key=_share, default=None)
-        if worst is not None:
-            lines += ["", f"Worst under-prediction of the {tier}: {worst.share:+.2%}, `{worst.name}`."]
+        steps = [error for error in found if error.tier == tier and error.of == "allocated in steps"]
+        if steps:
+            lines += ["", _worst_under(tier, steps)]
     return lines
 
 
-def _share(error: Error) -> float:
-    return error.share
+def _worst_under(tier: str, steps: Sequence[Error]) -> str:
+    worst = min(steps, key=lambda error: error.share)
+    if worst.share >= 0:
+        return f"The {tier} allocates no less in steps than was measured, of any plan."
+    return f"Worst under-prediction of the {tier}: {worst.share:+.2%}, `{worst.name}`."
 
 
 def _figures(group: Sequence[Error]) -> str:

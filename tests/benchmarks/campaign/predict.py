@@ -61,7 +61,11 @@ def predict_all(cases: Iterable[Case], gpu: Gpu, *, workers: int) -> dict[str, P
         return {case.name: predict(case, gpu) for case in cases}
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(predict, case, gpu): case.name for case in cases}
-        return {waiting[future]: future.result() for future in as_completed(waiting)}
+        try:
+            return {waiting[future]: future.result() for future in as_completed(waiting)}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def by_estimate(case: Case, gpu: Gpu) -> Prediction:

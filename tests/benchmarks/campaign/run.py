@@ -18,6 +18,8 @@ from advisor.hardware import Gpu
 from advisor.launch.command import torch_device, training_environment
 from advisor.plan import plan_to_fields
 from advisor.probe.measurement import Measurement, measurement_of
+from advisor.probe.results import running_folder
+from advisor.probe.work import sweep
 from advisor.profiles import find_model
 from campaign.order import SNAPSHOT_STEPS, STEPS, Turn, needs_own_process
 from campaign.records import Record
@@ -60,6 +62,8 @@ class Worker:
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, **environment_of(gpu, expandable=expandable)},
+            # Ctrl-C is for the campaign, which ends this.
+            start_new_session=True,
         )
         self._lines: Queue[str | None] = Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -85,13 +89,15 @@ class Worker:
         return None, f"the process ended with code {self._process.returncode}: {last[-300:]}"
 
     def end(self) -> None:
-        """Kill it, and wait until it is gone."""
+        """Kill it, wait until it is gone, and remove what it was writing."""
         self._process.kill()
         self._process.wait()
         self._reader.join()
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
                 pipe.close()
+        with contextlib.suppress(OSError):
+            sweep(running_folder())
 
     def _read(self) -> None:
         assert self._process.stdout is not None
