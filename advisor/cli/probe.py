@@ -71,7 +71,7 @@ def command(
 
     Exit codes: 0 it ran; 1 out of memory; 3 no GPU here; 4 it failed for another reason.
     """
-    from advisor.profiles import find_model, plan_with_defaults, read_toml
+    from advisor.profiles import find_model, load_gpu, plan_with_defaults, read_toml
 
     how = Dryness(
         steps=steps, data=data, find_batch=find_batch, find_seq_len=find_seq_len, as_json=as_json, debug=debug
@@ -80,6 +80,9 @@ def command(
     gpu, imitation = find_device(device, as_gpu)
     target = gpu if imitation is None else imitation.gpu
     plan = plan_with_defaults(fields, folder=os.path.dirname(path), bfloat16=target.bfloat16 is not False)
+    if plan.gpu is not None:
+        # One that nobody knows is said before anything is measured.
+        load_gpu(plan.gpu)
     ctx.exit(run_probe(plan, find_model(plan.model), gpu, imitation, how))
 
 

@@ -10,7 +10,7 @@ from advisor.probe.find import Found
 from advisor.probe.imitate import Imitation
 from advisor.probe.measurement import Measurement
 from advisor.probe.prediction import Prediction
-from advisor.profiles import ModelSource
+from advisor.profiles import ModelSource, load_gpu
 from advisor.units import gib, size
 
 
@@ -62,6 +62,12 @@ class ProbeAnswer:
     def warnings(self) -> tuple[str, ...]:
         """What a person should hear beside the numbers."""
         said = [*self.target.notes, *self.measurement.notes]
+        planned = load_gpu(self.plan.gpu) if self.plan.gpu is not None else None
+        if planned is not None and planned != self.target.profile:
+            said.append(
+                f"The plan is for {planned.product}, and this is {self.target.name}: "
+                f"--as {planned.name} stands in for it, where this one has the memory."
+            )
         if self.imitation is not None:
             said += [f"Not imitated: {sentence}" for sentence in self.imitation.not_imitated]
         if self.measurement.released is False:

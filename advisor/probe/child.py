@@ -115,7 +115,8 @@ def _verdict(error: BaseException, moment: str) -> dict[str, Any]:
         hint = "Free some disk, or name a folder on another one: PHI3_ADVISE_STATE."
         return {**_failure("failed", "The disk that the probe writes to is full.", moment), "hint": hint}
     if isinstance(error, AdvisorError):
-        return {**_failure("failed", f"{error.what} {error.why}".strip(), moment), "hint": error.hint}
+        said = f"{error.what.rstrip('.')}.\n{error.why}".strip()
+        return {**_failure("failed", said, moment), "hint": error.hint, "exit_code": error.exit_code}
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = lines[0][:400] if lines else "no reason given"
     return _failure("failed", f"{type(error).__name__}: {said}", moment)

@@ -150,6 +150,7 @@ class DryRun:
         from transformers import set_seed
 
         quiet_libraries()
+        self._tell("the plan's check")
         plan, request = self._plan, self._request
         arguments = training_arguments(plan, self._folder, device=request.device, evaluates=True)
         device = usable_device(arguments, request.device, plan)

@@ -163,9 +163,14 @@ def _context(subject: Subject) -> int:
 
 def failure(found: Measurement) -> RunFailedError:
     """Why a probe came to no answer."""
-    where = f" while {found.failed_at}" if found.failed_at else ""
+    where = f" during {found.failed_at}" if found.failed_at else ""
     hint = found.hint or "Run it again with --debug; phi3-advise doctor says what this machine lacks."
-    return RunFailedError(f"The probe failed{where}.", why=found.message, hint=hint)
+    error = RunFailedError(f"The probe failed{where}.", why=found.message, hint=hint)
+    error.exit_code = found.exit_code
+    if found.log:
+        # A traceback shows it, and so only --debug does.
+        error.add_note(found.log)
+    return error
 
 
 __all__ = ["Found", "Try", "bisect", "failure", "find_largest", "largest_by_estimate"]

@@ -122,6 +122,12 @@ class Measurement:
 
     message: str = ""
     hint: str = ""
+    exit_code: int = 4
+    """The command's, where it failed: a plan that is refused is bad input."""
+
+    log: str = ""
+    """The end of what the process and its libraries printed, where it failed."""
+
     notes: tuple[str, ...] = ()
 
     @property
@@ -200,10 +206,11 @@ def _is_sound(measurement: Measurement) -> bool:
         return False
     counts = [getattr(measurement, one.name) for one in fields(Measurement) if one.name.endswith("_bytes")]
     counts += [measurement.steps, measurement.tokens_a_micro_step, *measurement.moments.values()]
-    counts += [measurement.total_parameters, measurement.trainable_parameters]
+    counts += [measurement.total_parameters, measurement.trainable_parameters, measurement.exit_code]
     times = [measurement.micro_step_seconds, measurement.optimizer_seconds, measurement.seconds]
     texts = [measurement.device_name, measurement.date, measurement.model, measurement.at, measurement.meter]
     texts += [measurement.as_gpu or "", *measurement.versions.values()]
+    texts += [measurement.message, measurement.hint, measurement.log]
     return (
         all(value is None or (type(value) is int and 0 <= value <= _LARGEST) for value in counts)
         and all(value is None or (type(value) in (int, float) and 0 <= value <= _LARGEST) for value in times)

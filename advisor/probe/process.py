@@ -28,6 +28,7 @@ TIMEOUT_SECONDS = 1800.0
 _POLL_SECONDS = 0.05
 _POSIX = os.name == "posix"
 _LOG = "log.txt"
+_LOG_CHARACTERS = 20_000
 _MEMORY_WORDS = ("bad_alloc", "out of memory", "Cannot allocate memory", "can't allocate memory")
 
 
@@ -58,6 +59,8 @@ def probe(
         found = _result(folder)
         if found is None:
             found = _without_result(request, process, folder, ended=ended, killed=_kills_for_memory() > killed_before)
+        if found.outcome in ("failed", "stopped"):
+            found = replace(found, log=_read(os.path.join(folder, _LOG))[-_LOG_CHARACTERS:])
     return replace(
         found,
         seconds=time.monotonic() - began,

@@ -113,6 +113,28 @@ def test_the_recommended_plan_is_probed_and_its_speed_used_from_then_on(small_mo
     assert any("was measured here by a probe on" in said for said in after["warnings"])
 
 
+def test_a_plan_for_another_gpu_than_the_one_that_runs_it_is_said(plan: Path) -> None:
+    plan.write_text(plan.read_text() + '\ngpu = "t4"')
+    words = ["probe", "--plan", plan, "--device", "cpu"]
+    answer = json.loads(run(*words, "--json").stdout)
+    (said,) = [one for one in answer["warnings"] if "--as t4" in one]
+    assert said.startswith("The plan is for NVIDIA T4, and this is ")
+    assert "The plan is for" in " ".join(run(*words).stdout.split())
+    plan.write_text(plan.read_text().replace('"t4"', '"t5"'))
+    assert "no GPU called 't5'" in run(*words, code=2).stderr
+
+
+def test_a_plan_that_is_refused_is_bad_input_and_debug_shows_what_its_process_said(plan: Path) -> None:
+    plan.write_text(plan.read_text().replace("bfloat16", "float32") + '\nautocast = "float16"')
+    words = ["probe", "--plan", plan, "--device", "cpu"]
+    said = " ".join(run(*words, code=2).stderr.split())
+    assert "float16 has no gradient scaling on the CPU. accelerate leaves" in said
+    assert "Traceback" not in said
+    shown = run(*words, "--debug", code=2).stderr
+    assert "dry_run.py" in shown
+    assert "advisor.errors.PlanError" in shown
+
+
 def test_the_largest_micro_batch_under_a_limit_is_found_by_trying(plan: Path) -> None:
     words = ["probe", "--plan", plan, "--device", "cpu", "--as", "700MiB", "--find-batch", "--json"]
     answer = json.loads(run(*words).stdout)
