@@ -269,6 +269,19 @@ def test_the_closed_form_says_nothing_of_a_kernel_that_torch_would_not_choose() 
     assert by_estimate(case_of("lora mini-128k 2×2048 flash"), a100).step_bytes > 0
 
 
+def test_what_failed_is_measured_again_when_a_campaign_goes_on_and_what_took_too_long_is_not() -> None:
+    ran, failed, stopped = "lora mini-128k 2×2048", LORA, QLORA
+    outcomes: dict[str, Outcome] = {ran: "ran", failed: "failed", stopped: "stopped"}
+    campaign = campaign_of(
+        *(record(name, measured(name, allocated=1, reserved=1, outcome=outcome)) for name, outcome in outcomes.items())
+    )
+    assert campaign.done() == {(ran, None), (stopped, None)}
+    campaign.put(record(failed, measured(failed, allocated=2, reserved=2)))
+    assert [one.name for one in campaign.records] == [ran, stopped, failed]
+    campaign.put(record(failed, measured(failed, allocated=2, reserved=2), cap_gib=12))
+    assert len(campaign.records) == 4
+
+
 class FakeWorker:
     """Answers at once, and remembers what it was asked."""
 
@@ -383,6 +396,18 @@ def test_a_plan_is_measured_the_same_after_another_as_in_a_process_of_its_own(wo
     assert after[0] != alone
     workers.end()
     assert peaks(workers, mixed) == after[0]
+
+
+@pytest.mark.xdist_group("campaign")
+def test_where_the_state_folder_takes_nothing_it_measures_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    monkeypatch.setenv("PHI3_ADVISE_STATE", str(in_the_way))
+    workers = small_workers()
+    assert peaks(workers, small_turn(tmp_path, "lora mini-4k 2×1024"))
+    workers.end()
 
 
 @pytest.mark.xdist_group("campaign")

@@ -78,7 +78,7 @@ def probe_here(request: ProbeRequest, folder: str, share: OwnShare, tell: Stage)
         traceback.print_exc()
         phase = run.phase if run is not None else ""
         verdict = _verdict(error, f"{tell.moment}, {phase}" if phase not in ("", tell.moment) else tell.moment)
-    facts = {**(run.facts() if run is not None else {}), **_process_facts(share), **verdict}
+    facts = {**(run.facts() if run is not None else {}), **_process_facts(share, request), **verdict}
     facts["notes"] = tuple(facts.get("notes", ()))
     return _held_against_cap(Measurement(plan=request.plan, **facts), request)
 
@@ -139,7 +139,7 @@ def _held_against_cap(found: Measurement, request: ProbeRequest) -> Measurement:
     return replace(found, outcome="out_of_memory", message=message, failed_at=found.at)
 
 
-def _process_facts(share: OwnShare) -> dict[str, Any]:
+def _process_facts(share: OwnShare, request: ProbeRequest) -> dict[str, Any]:
     from importlib import metadata
 
     from advisor.hardware import peak_ram_bytes
@@ -151,11 +151,13 @@ def _process_facts(share: OwnShare) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     held = share.held_bytes()
+    # Of paged states the driver may count what is on the GPU, and torch's allocator does not.
+    has_managed = request.plan.optimizer.startswith("paged")
     return {
         "versions": versions,
         "host_peak_bytes": peak_ram_bytes(),
         "driver_bytes": held,
-        "context_bytes": None if held is None else _beside_the_allocator(held),
+        "context_bytes": None if held is None or has_managed else _beside_the_allocator(held),
     }
 
 

@@ -70,15 +70,13 @@ def probe(
 
 @contextlib.contextmanager
 def _folder(request: ProbeRequest) -> Iterator[str]:
-    """A folder that holds the request, and is gone afterwards; so are those of probes whose parent was killed.
-
-    On a disk, not in RAM; among the system's temporary files only where the user's state folder takes nothing.
-    """
+    """A folder that holds the request, and is gone afterwards: on a disk, not in RAM, where the user's is writable."""
     with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(work_folder(running_folder()))
         try:
-            folder = stack.enter_context(work_folder(running_folder()))
             write_request(request, os.path.join(folder, REQUEST))
         except OSError:
+            # That disk is full.
             folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
             write_request(request, os.path.join(folder, REQUEST))
         yield folder

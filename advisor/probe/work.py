@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -19,14 +20,20 @@ _LOCK = ".lock"
 def work_folder(base: str) -> Iterator[str]:
     """A new folder under `base`, gone afterwards; so are those whose process never came so far.
 
-    The lock is a file beside the folder, there before it and until after it.
+    The lock is a file beside the folder, there before it and until after it. Where `base` takes nothing, the folder is
+    among the system's temporary files.
 
     Raises:
-        OSError: nothing can be written under `base`.
+        OSError: nothing can be written there either.
     """
-    os.makedirs(base, exist_ok=True)
-    sweep(base)
-    folder, descriptor = _hold(base)
+    try:
+        os.makedirs(base, exist_ok=True)
+        sweep(base)
+        folder, descriptor = _hold(base)
+    except OSError:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+            yield temporary
+        return
     try:
         os.mkdir(folder, 0o700)
         yield folder

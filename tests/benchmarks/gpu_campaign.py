@@ -185,13 +185,15 @@ def _measure(
     command = " ".join(["python", "tests/benchmarks/gpu_campaign.py", *sys.argv[1:]])
 
     def keep(record: Record) -> None:
-        campaign.records.append(record)
+        campaign.put(record)
         write_campaign(campaign, out, command=command)
         print(f"{len(campaign.records):3d}  {_line(record)}", flush=True)
 
     if options.snapshots:
         _record_snapshots(ordered, workers, options.snapshots, until)
-    for turn in ordered:
+    # What failed before comes last.
+    seen = {record.name for record in whole_card(campaign)}
+    for turn in sorted(ordered, key=lambda turn: turn.case.name in seen):
         if (turn.case.name, None) not in done and time.monotonic() < until:
             keep(workers.measure(turn))
     if campaign.gpu["backend"] == "cpu":

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from advisor.probe import driver
+from advisor.probe.child import _process_facts
 from advisor.probe.driver import Departure, OwnShare
 from advisor.probe.limits import limited
 from advisor.probe.measurement import ProbeRequest
@@ -169,6 +170,19 @@ def test_the_drivers_view_of_this_process_is_by_its_id_or_else_by_difference(nvm
     assert share.held_bytes() == 3 * GIB
     assert OwnShare("GPU-2").held_bytes() is None
     assert OwnShare(None).held_bytes() is None
+
+
+def test_the_context_is_what_the_driver_counts_beside_torch_and_unknown_with_managed_memory(
+    nvml_here: Nvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 1 * GIB)
+    share = OwnShare("GPU-1")
+    nvml_here.listed = {os.getpid(): 3 * GIB}
+    for optimizer, context in (("adamw_torch_fused", 2 * GIB), ("paged_adamw_8bit", None)):
+        request = ProbeRequest(plan=small_plan("full", optimizer=optimizer), architecture={})
+        facts = _process_facts(share, request)
+        assert (facts["driver_bytes"], facts["context_bytes"]) == (3 * GIB, context)
 
 
 def test_a_gpu_is_looked_at_until_a_process_that_was_on_it_is_off_it(

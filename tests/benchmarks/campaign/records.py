@@ -68,8 +68,14 @@ class Campaign:
         return max((size for size in found if size is not None), default=None)
 
     def done(self) -> set[tuple[str, int | None]]:
-        """What need not be measured again."""
-        return {(record.name, record.cap_bytes) for record in self.records}
+        """What need not be measured again: what failed may have failed for want of something that is there now."""
+        return {(record.name, record.cap_bytes) for record in self.records if record.measurement.outcome != "failed"}
+
+    def put(self, record: Record) -> None:
+        """In the place of an older one of the same plan under the same cap."""
+        name = (record.name, record.cap_bytes)
+        self.records[:] = [one for one in self.records if (one.name, one.cap_bytes) != name]
+        self.records.append(record)
 
 
 def new_campaign(gpu: Gpu, *, expandable: bool) -> Campaign:
