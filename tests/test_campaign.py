@@ -488,3 +488,8 @@ def test_a_campaign_that_is_stopped_keeps_what_it_has_and_goes_on_from_there(
     names = [record.name for record in read_campaign(out).records]
     assert names[: len(kept)] == kept
     assert 0 < len(kept) <= len(names) == len(set(names)) == 3
+    # What is said of the file afterwards is of the small models that were measured.
+    report_of = [sys.executable, "-W", "ignore", gpu_campaign.__file__, "--report", str(out), "--workers", "1"]
+    said = subprocess.run(report_of, capture_output=True, text=True, timeout=300, check=True).stdout
+    (line,) = [line for line in said.splitlines() if line.startswith("| allocated in steps | trace | 3 |")]
+    assert all(abs(float(share.strip(" %"))) < 5 for share in line.split("|")[4:8])

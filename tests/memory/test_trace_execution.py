@@ -132,6 +132,17 @@ def test_peak_is_that_of_real_execution(architecture: dict[str, Any], method: st
     assert traced_peak(plan, architecture) == pytest.approx(real, rel=TOLERANCE)
 
 
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU:UserWarning")
+@pytest.mark.parametrize("optimizer", ["adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"])
+@pytest.mark.parametrize("settings", [{}, {"dtype": "float32"}, {"optimizer_in_backward": True}], ids=str)
+def test_the_optimizers_of_bitsandbytes_compute_in_fp32_on_a_processor_which_pages_nothing(
+    optimizer: str, settings: dict[str, Any]
+) -> None:
+    fields = {"model": "small", "method": "full", "micro_batch": 1, "seq_len": 64, "gradient_checkpointing": False}
+    plan = plan_from_fields({**fields, "optimizer": optimizer, **settings})
+    assert traced_peak(plan, PHI3) == pytest.approx(profiled_peak(plan, PHI3), rel=TOLERANCE)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_loop_that_chunks_the_loss_before_torch_2_13(

@@ -1,4 +1,4 @@
-"""What bitsandbytes' products with 4-bit weights allocate inside. Sources are files of bitsandbytes 0.50."""
+"""What bitsandbytes' operations allocate inside. Sources are files of bitsandbytes 0.50."""
 
 from __future__ import annotations
 
@@ -99,3 +99,24 @@ def gemm_4bit_on_cpu(call: Call) -> Inside:
     """
     inputs, _, shape = call.args[:3]
     return Inside(first=(*_nested_scales(call), shape[0] * shape[1] * inputs.element_size()))
+
+
+def adam_8bit_on_cpu(call: Call) -> Inside:
+    """Both states, the gradient, a root and a quotient in fp32, and the parameter where it has 16 bits.
+
+    bytes = 4·5·N, or 4·6·N. Source: bitsandbytes backends/cpu/ops.py (_optimizer_update_8bit_blockwise_cpu).
+    """
+    return Inside(first=(4 * call.args[2].numel(),) * (5 + _is_narrow(call)))
+
+
+def adam_32bit_on_cpu(call: Call) -> Inside:
+    """The gradient, a root and a quotient in fp32, and the parameter where it has 16 bits.
+
+    bytes = 4·3·N, or 4·4·N. Source: bitsandbytes backends/cpu/ops.py (_optimizer_update_32bit_cpu).
+    """
+    return Inside(first=(4 * call.args[2].numel(),) * (3 + _is_narrow(call)))
+
+
+def _is_narrow(call: Call) -> bool:
+    parameter = call.args[2]
+    return bool(parameter.element_size() < 4)

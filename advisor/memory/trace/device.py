@@ -58,7 +58,7 @@ class DeviceSemantics:
         self._stack.enter_context(device_lists_with_meta(self.hardware))
         self._stack.enter_context(self._autocast_for_meta())
         self._stack.enter_context(flash_attention_package())
-        self._stack.enter_context(paged_memory())
+        self._stack.enter_context(paged_memory(self.hardware))
         self._stack.enter_context(chunked_loss_options(self.hardware))
         self._stack.enter_context(grouped_products(self.hardware))
         return self

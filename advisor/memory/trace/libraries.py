@@ -112,8 +112,11 @@ def _flash_packed(
 
 
 @contextmanager
-def paged_memory() -> Iterator[None]:
-    """bitsandbytes' paged states are CUDA managed memory, which torch's allocator never sees."""
+def paged_memory(hardware: Hardware) -> Iterator[None]:
+    """bitsandbytes' paged states are CUDA managed memory, which torch's allocator never sees; a CPU pages nothing.
+
+    Source: bitsandbytes optim/optimizer.py (get_state_buffer).
+    """
     try:
         from bitsandbytes import functional
     except ImportError:
@@ -122,6 +125,8 @@ def paged_memory() -> Iterator[None]:
     saved = (functional.get_paged, functional.prefetch_tensor, functional.fill)
 
     def get_paged(*shape: int, dtype: torch.dtype = torch.float32, **_: Any) -> torch.Tensor:
+        if isinstance(hardware, Cpu):
+            return torch.empty(shape, dtype=dtype, device="meta")
         with _disable_current_modes():
             tensor = torch.empty(shape, dtype=dtype, device="meta")
         tensor.is_paged = True  # type: ignore[attr-defined]
