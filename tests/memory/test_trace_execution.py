@@ -132,6 +132,22 @@ def test_peak_is_that_of_real_execution(architecture: dict[str, Any], method: st
     assert traced_peak(plan, architecture) == pytest.approx(real, rel=TOLERANCE)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_a_weight_is_quantised_on_a_processor_beside_the_places_of_its_codes(dtype: str, kind: str) -> None:
+    from bitsandbytes.functional import quantize_4bit
+
+    def quantise(device: str) -> Any:
+        return quantize_4bit(torch.ones(256, 1024, dtype=getattr(torch, dtype), device=device), quant_type=kind)
+
+    quantise("cpu")
+    tracker = Tracker("meta", Cpu())
+    with tracker:
+        quantise("meta")
+    traced = highest(-e.allocation.nbytes if e.freed else e.allocation.nbytes for e in tracker.events)
+    assert traced == pytest.approx(profiled(lambda: quantise("cpu")), rel=TOLERANCE)
+
+
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU:UserWarning")
 @pytest.mark.parametrize("optimizer", ["adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"])
 @pytest.mark.parametrize("settings", [{}, {"dtype": "float32"}, {"optimizer_in_backward": True}], ids=str)

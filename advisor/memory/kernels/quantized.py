@@ -101,6 +101,20 @@ def gemm_4bit_on_cpu(call: Call) -> Inside:
     return Inside(first=(*_nested_scales(call), shape[0] * shape[1] * inputs.element_size()))
 
 
+def quantize_4bit_on_cpu(call: Call) -> Inside:
+    """The weight in fp32 where it has 16 bits, scaled to its blocks, and the places of its codes.
+
+    bytes = 4·N for each of the two, and for the places 4·N + N + N/2 (32 bits, 8 bits, every other one shifted); for
+    fp4, whose codes are in another order, 4·N + 2·8·N, less the result, which comes after them.
+    Source: bitsandbytes backends/default/ops.py (quantize_4bit).
+    """
+    weight, _, kind = call.args[:3]
+    elements = weight.numel()
+    copy = (4 * elements,) if weight.element_size() < 4 else ()
+    places = (elements, elements // 2) if kind == "nf4" else (8 * elements, 8 * elements - elements // 2)
+    return Inside(first=(*copy, 4 * elements, 4 * elements, *places))
+
+
 def adam_8bit_on_cpu(call: Call) -> Inside:
     """Both states, the gradient, a root and a quotient in fp32, and the parameter where it has 16 bits.
 

@@ -8,7 +8,13 @@ from typing import Any
 from advisor.memory.kernels.attention import efficient_backward, flash_backward, flash_backward_of_package
 from advisor.memory.kernels.call import NOTHING, Call, Inside, Rule, copy_if_strided
 from advisor.memory.kernels.hardware import Cpu, Gpu, Hardware
-from advisor.memory.kernels.quantized import adam_8bit_on_cpu, adam_32bit_on_cpu, gemm_4bit, gemm_4bit_on_cpu
+from advisor.memory.kernels.quantized import (
+    adam_8bit_on_cpu,
+    adam_32bit_on_cpu,
+    gemm_4bit,
+    gemm_4bit_on_cpu,
+    quantize_4bit_on_cpu,
+)
 from advisor.units import KIB, MIB
 
 
@@ -78,6 +84,7 @@ def _cpu_rules() -> Mapping[Any, Rule]:
     bitsandbytes = getattr(torch.ops, "bitsandbytes", None)
     if bitsandbytes is not None and hasattr(bitsandbytes, "gemm_4bit"):
         found[bitsandbytes.gemm_4bit.default] = gemm_4bit_on_cpu
+        found[bitsandbytes.quantize_4bit.default] = quantize_4bit_on_cpu
     if bitsandbytes is not None and hasattr(bitsandbytes, "optimizer_update_8bit_blockwise"):
         found[bitsandbytes.optimizer_update_8bit_blockwise.default] = adam_8bit_on_cpu
         found[bitsandbytes.optimizer_update_32bit.default] = adam_32bit_on_cpu
