@@ -10,7 +10,7 @@ import torch
 
 from advisor.errors import AdvisorError, EnvironmentLacksError
 from advisor.memory.allocator import EMPTY_CACHE, Replay, Request, replay, rounded
-from advisor.memory.kernels import Gpu, Hardware
+from advisor.memory.kernels import Cpu, Gpu, Hardware
 from advisor.memory.trace.device import DeviceSemantics
 from advisor.memory.trace.libraries import import_bitsandbytes
 from advisor.memory.trace.result import LOADING, OUTSIDE_STEPS, Allocation, Event, Trace
@@ -62,10 +62,30 @@ def record(
         progress("saving")
         tracker.enter("saving")
         saved = weights_to_save(built.model)
+        converted = _convert_to_save(plan, saved, hardware)
         # What the program lets go of at its end is no part of the run.
         tracker.stop()
-        del saved
+        del saved, converted
     return tracker.events, built
+
+
+def _convert_to_save(plan: Plan, saved: Mapping[str, torch.Tensor], hardware: Hardware) -> list[torch.Tensor]:
+    """fp32 weights that are saved in 16 bits: one copy of each, in the host's memory, and whether values are finite.
+
+    Source: advisor/training/artefacts.py (_converted).
+    """
+    if plan.method != "full" or plan.saved_dtype == plan.dtype:
+        return []
+    copies: list[torch.Tensor] = []
+    # Tied weights are two tensors over one storage.
+    for tensor in {one.untyped_storage()._cdata: one for one in saved.values() if one.is_floating_point()}.values():
+        beside = []
+        if isinstance(hardware, Cpu):
+            copies.append(tensor.to(getattr(torch, plan.saved_dtype)))
+            beside.append(copies[-1].isfinite())
+        tensor.isfinite()
+        del beside
+    return copies
 
 
 @contextmanager
