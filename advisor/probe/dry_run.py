@@ -107,6 +107,9 @@ class DryRun:
             self._notes.append(
                 "hold_outputs is another loop's: this training lets go of its outputs, and was measured so."
             )
+        tokens, room = self._length, self._plan.seq_len
+        if tokens < room:
+            self._notes.append(f"Rows are {tokens:,} tokens, as the data's longest; the plan has room for {room:,}.")
         self._trainer: MeteredTrainer | None = None
 
     def facts(self) -> dict[str, Any]:

@@ -88,7 +88,8 @@ class Calibration:
         model = model_fingerprint(architecture)
         settings = _settings(plan)
         for one in self.measurements:
-            if one.model == model and _settings(one.plan) == settings and one.micro_step_seconds is not None:
+            same = one.model == model and _settings(one.plan) == settings and one.micro_step_seconds is not None
+            if same and _has_full_batches(one):
                 return replace(one, plan=plan)
         return None
 
@@ -162,10 +163,21 @@ def _settings(plan: Plan) -> dict[str, Any]:
     return {**values, "compile": compiled, "accumulates": plan.gradient_accumulation > 1}
 
 
+def _has_full_batches(measurement: Measurement) -> bool:
+    """Whether batches were as wide as the plan's: where a probe is given data, rows are as long as its longest."""
+    plan, tokens = measurement.plan, measurement.tokens_a_micro_step
+    if tokens is None or tokens == plan.micro_batch * plan.seq_len:
+        return True
+    from advisor.training.data.lengths import bucket_length
+
+    return bucket_length(tokens // plan.micro_batch, plan.seq_len) == plan.seq_len
+
+
 def _key(measurement: Measurement) -> str:
     from hashlib import sha256
 
     values = {
+        "tokens": None if _has_full_batches(measurement) else measurement.tokens_a_micro_step,
         "plan": plan_to_fields(measurement.plan),
         "model": measurement.model,
         "as_gpu": measurement.as_gpu,

@@ -123,6 +123,8 @@ def test_rows_are_as_long_as_the_datas_longest() -> None:
     full, short = run(plan, steps=2, saves=False), run(plan, steps=2, saves=False, longest=100)
     assert (full.tokens_a_micro_step, short.tokens_a_micro_step) == (2048, 200)
     assert short.allocated_bytes < 0.5 * full.allocated_bytes
+    assert full.notes == ()
+    assert short.notes == ("Rows are 100 tokens, as the data's longest; the plan has room for 1,024.",)
 
 
 def test_what_the_training_refuses_is_a_failure_with_its_reason(state: Path) -> None:

@@ -177,6 +177,24 @@ def test_a_measured_speed_is_scaled_to_the_plans_accumulation(h100: Gpu) -> None
     assert known.speed_of(plan, {**SMALL, "hidden_size": 512}) is None
 
 
+def test_a_probe_of_shorter_rows_says_nothing_of_the_plans_speed_and_takes_no_place(h100: Gpu) -> None:
+    plan = small_plan(seq_len=1024)
+    full = measured(h100, plan=plan, tokens_a_micro_step=2048)
+    keep(full)
+    keep(replace(full, tokens_a_micro_step=200, date="2026-08-02T00:00:00Z"))
+    assert len(list(kept())) == 2
+    known = calibration(h100)
+    assert known is not None
+    assert known.speed_of(plan, SMALL) == full
+    # A batch of such rows is padded to the plan's length.
+    almost = replace(full, tokens_a_micro_step=2 * 1000, date="2026-08-03T00:00:00Z")
+    keep(almost)
+    assert [one.tokens_a_micro_step for one in kept()] == [200, 2000]
+    later = calibration(h100)
+    assert later is not None
+    assert later.speed_of(plan, SMALL) == almost
+
+
 def test_an_advice_uses_the_speed_that_was_measured_and_says_so(h100: Gpu) -> None:
     source = find_model("phi-3-mini-4k")
     advice = advise(profile_of(source), h100)
