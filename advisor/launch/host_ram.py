@@ -6,11 +6,11 @@ read, and all stay mapped until the last one is. A tensor is a view of its file'
 weights are quantised on the way, copy tensor after tensor to the device. A copy that changes the dtype converts the
 tensor in host RAM first (torch, aten/src/ATen/native/cuda/Copy.cu, `copy_kernel_cuda`, blocking).
 
-While a model is saved, every weight of it is in host RAM as well: transformers hands safetensors the tensors of a whole
-file, up to 50 GB of them, and safetensors copies all of them from the device before it writes the first byte
-(safetensors 0.8, torch.py, `_flatten_as_ptr`; transformers 5.23, modeling_utils.py, `save_pretrained`). The optimizer's
-states go one by one (torch/serialization.py, `_save`). The 16-bit copy that a model trained in fp32 leaves is smaller
-than its checkpoint's fp32 one, and made when that is gone.
+While a model is saved, the tensors of one file are in host RAM as well: transformers hands file after file to
+safetensors, and that copies all tensors of a file from the device before it writes the first byte (safetensors 0.8,
+torch.py, `_flatten_as_ptr`; transformers 5.23, modeling_utils.py, `save_pretrained`). Files are kept small for that. An
+adapter is one file; the optimizer's states go one by one (torch/serialization.py, `_save`). A model trained in fp32
+under autocast leaves a 16-bit copy, and that is made as a whole.
 
 So what has to be there is the process and a few converted tensors, however large the model is. The files' pages are
 resident too while there is room, and count in the process's resident size; nobody wrote to them, and the system takes
@@ -27,6 +27,7 @@ from advisor.hardware import Gpu
 from advisor.launch.model import ModelFiles
 from advisor.memory.resident import trained_elements, trained_itemsize
 from advisor.plan import ITEMSIZE, Plan
+from advisor.training.tensor_files import SHARD_BYTES
 from advisor.units import GIB
 
 PROCESS_BYTES = 3 * GIB
@@ -52,7 +53,7 @@ class RamNeed:
     """Paged optimizer states, after loading."""
 
     saved_bytes: int
-    """What is trained, on its way from the GPU into a checkpoint."""
+    """What is trained, on its way from the GPU into a file: as much of it as is here at one time."""
 
     @property
     def required_bytes(self) -> int:
@@ -87,7 +88,7 @@ def ram_need(
     if sys.platform == "win32":
         # Windows sets memory aside for whatever it maps so (transformers 5.23, modeling_utils.py, on its backends).
         largest, mapped = largest + mapped, 0
-    saved = trained_elements(plan, arch) * trained_itemsize(plan) if arch is not None else 0
+    saved = saved_at_once(plan, arch) if arch is not None else 0
     return RamNeed(
         process_bytes=PROCESS_BYTES,
         staging_bytes=largest,
@@ -97,9 +98,22 @@ def ram_need(
     )
 
 
+def saved_at_once(plan: Plan, arch: Architecture) -> int:
+    """An adapter; of a model the larger of: a file, or a tensor that is larger; its copy in another dtype and a tensor.
+
+    A copy from the GPU that changes the dtype makes the tensor on the host first, as it was.
+    """
+    elements, itemsize = trained_elements(plan, arch), trained_itemsize(plan)
+    if plan.method != "full":
+        return elements * itemsize
+    largest = largest_tensor(arch) * itemsize
+    file = min(elements * itemsize, max(SHARD_BYTES, largest))
+    return file if plan.saved_dtype == plan.dtype else max(file, elements * ITEMSIZE[plan.saved_dtype] + largest)
+
+
 def largest_tensor(arch: Architecture) -> int:
     """Elements of the largest weight; of a layer's experts together, which may be merged while they load."""
     return max(*arch.outer_modules.values(), *arch.layer_modules.values())
 
 
-__all__ = ["RamNeed", "largest_tensor", "ram_need"]
+__all__ = ["RamNeed", "largest_tensor", "ram_need", "saved_at_once"]

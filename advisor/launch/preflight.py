@@ -258,7 +258,7 @@ def ram_problems(need: RamNeed | None, machine: Host) -> list[Problem]:
     else:
         if need.spilled_bytes:
             parts.append(f"{gib(need.spilled_bytes)} of paged optimizer states")
-        parts.append(f"{gib(need.saved_bytes)} for what a checkpoint takes from the GPU")
+        parts.append(f"{gib(need.saved_bytes)} for what is being saved")
     what = f"{gib(available)} of host RAM is free, and the run takes up to {gib(need.required_bytes)}"
     return [
         Problem(

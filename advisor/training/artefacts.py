@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from advisor.plan import Dtype, Plan
 from advisor.training.model_card import CardFacts, render_card
+from advisor.training.tensor_files import SHARD_BYTES
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +101,7 @@ def _save_model(model: Any, aside: Path, plan: Plan) -> Dtype:
     if state is None:
         dtype = plan.dtype
     with _as_loaded(model):
-        model.save_pretrained(aside, state_dict=state)
+        model.save_pretrained(aside, state_dict=state, max_shard_size=SHARD_BYTES)
     path = aside / _MODEL_KEY
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**config, "dtype": dtype}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -108,7 +109,7 @@ def _save_model(model: Any, aside: Path, plan: Plan) -> Dtype:
 
 
 def _converted(state: Mapping[str, torch.Tensor], name: Dtype) -> dict[str, torch.Tensor] | None:
-    """The state in another dtype, on the CPU; None where a finite value would become infinite.
+    """The state in another dtype, on the CPU; None where a tensor of finite values would get an infinite one.
 
     Tensors that share their storage share it afterwards, or transformers could not tell that they are tied.
     """
@@ -124,10 +125,16 @@ def _converted(state: Mapping[str, torch.Tensor], name: Dtype) -> dict[str, torc
         source = (tensor.data_ptr(), tuple(tensor.shape))
         if source not in made:
             made[source] = tensor.detach().to("cpu", dtype)
-            if not torch.equal(made[source].isfinite(), tensor.detach().isfinite().cpu()):
+            if _is_finite(tensor) and not _is_finite(made[source]):
                 return None
         converted[key] = made[source]
     return converted
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all of it is, without a mask as large as it is."""
+    ends = tensor.detach().aminmax() if tensor.numel() else ()
+    return all(bool(end.isfinite()) for end in ends)
 
 
 @contextmanager

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 FLOATING: Mapping[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """The formats that arithmetic is done on, as safetensors and as torch spell them."""
 
+SHARD_BYTES = 2 * 10**9
+"""Largest file of a whole model. safetensors copies all tensors of a file from the device before it writes the first
+byte, so this much host RAM is enough for a model of any size."""
+
 _LARGEST_HEADER_BYTES = 100 * 10**6
 """The library's own limit."""
 
@@ -166,4 +170,4 @@ class TensorWriter:
             self._file.close()
 
 
-__all__ = ["FLOATING", "StoredTensor", "TensorWriter", "read_elements", "read_header", "stored_as"]
+__all__ = ["FLOATING", "SHARD_BYTES", "StoredTensor", "TensorWriter", "read_elements", "read_header", "stored_as"]

@@ -20,6 +20,7 @@ from advisor.training.checkpoints import CHECKPOINTS, rotate, write_checkpoint
 from advisor.training.monitor import Monitor, Saving
 from advisor.training.optimizer import learning_rate_of
 from advisor.training.step import MAX_GRADIENT_NORM
+from advisor.training.tensor_files import SHARD_BYTES
 
 IGNORED_LABEL = -100
 
@@ -259,7 +260,10 @@ class PlanTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The adapter or the model in safetensors; no pickled arguments."""
         model = self._built.model
-        options = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
+        options: dict[str, Any] = {"save_embedding_layers": False}
+        if not hasattr(model, "peft_config"):
+            # By the names that the model has here: Trainer loads a checkpoint by them, and no others.
+            options = {"max_shard_size": SHARD_BYTES, "save_original_format": False}
         model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict, **options)
 
 

@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training_runs import as_killed_at, losses, make_job, run_here, write_rows
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 from advisor.errors import InputError, PlanError
+from advisor.training import artefacts, trainer
 from advisor.training.build import load_model
 from advisor.training.checkpoints import complete_checkpoints
 from advisor.training.job import Job
@@ -63,6 +65,34 @@ def test_a_resumed_run_has_bitwise_the_losses_of_one_that_was_not_stopped(
         out = tmp_path / f"from-{step}"
         run_here(as_killed_at(job, step, out))
         assert losses(out) == expected, step
+
+
+def test_a_model_in_several_files_goes_on_bitwise(
+    small_model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (trainer, artefacts):
+        monkeypatch.setattr(module, "SHARD_BYTES", 10**6)
+    job = make_job(tmp_path / "whole", small_model, rows, "full", job={"save_steps": 1, "keep_checkpoints": 99})
+    run_here(job)
+    run_here(as_killed_at(job, 2, tmp_path / "from-2"))
+    assert losses(tmp_path / "from-2") == losses(job.out)
+    assert len(list((tmp_path / "whole" / "checkpoints" / "checkpoint-2").glob("model-*.safetensors"))) > 2
+    assert len(list((tmp_path / "whole").glob("model-*.safetensors"))) > 2
+    AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+
+
+def test_experts_go_on_too(small_model: Path, rows: Path, tmp_path: Path) -> None:
+    """Saved for others each expert has a name of its own, and here all of a layer are one tensor."""
+    model = tmp_path / "model"
+    shutil.copytree(small_model, model, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_local_experts": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 32_064}
+    AutoModelForCausalLM.from_config(MixtralConfig(**sizes, **heads), dtype=torch.bfloat16).save_pretrained(model)
+    job = make_job(tmp_path / "whole", model, rows, "full", job={"save_steps": 1, "keep_checkpoints": 99})
+    run_here(job)
+    run_here(as_killed_at(job, 2, tmp_path / "from-2"))
+    assert losses(tmp_path / "from-2") == losses(job.out)
+    assert any(".experts.1." in name for name in load_file(tmp_path / "whole" / "model.safetensors"))
 
 
 def test_what_is_loaded_is_what_was_saved_and_is_counted(small_model: Path, method: str) -> None:
@@ -249,7 +279,6 @@ def test_random_weights_train_without_any_file_of_weights(small_model: Path, row
 
 def test_an_adapter_checkpoint_is_an_adapter_that_peft_loads(small_model: Path, rows: Path, tmp_path: Path) -> None:
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     run_here(make_job(tmp_path, small_model, rows, training={"max_steps": 1}))
     base = AutoModelForCausalLM.from_pretrained(small_model)
