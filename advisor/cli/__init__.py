@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -9,10 +10,10 @@ import click
 
 from advisor.cli.completion import complete_gpus, complete_models, complete_recipes
 from advisor.cli.help import HelpContext
-from advisor.cli.interrupts import one_interrupt
 from advisor.cli.language import lang_option, language_asked
 from advisor.errors import AdvisorError, InputError
 from advisor.report.language import localise_label, speaking
+from advisor.stopping import Stopped, stopped_by, stopped_once
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -30,7 +31,8 @@ _SUBCOMMANDS = {
     "trace": "Memory of one plan, from the installed code run without storage.",
 }
 
-_READER_GONE = 128 + 13
+_SIGNALLED = 128
+_READER_GONE = _SIGNALLED + 13
 """As a shell reports a program that SIGPIPE ended."""
 
 
@@ -240,8 +242,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """The console script: runs a command and turns whatever goes wrong into one screen and an exit code."""
     words = sys.argv[1:] if arguments is None else arguments
     language, error = language_asked(words)
-    with speaking(language), one_interrupt(ends_process=arguments is None):
-        code = _run(words) if error is None else _fail(error, words)
+    with speaking(language):
+        try:
+            with stopped_once(ends_process=arguments is None):
+                code = _run(words) if error is None else _fail(error, words)
+        except Stopped as stop:
+            # Just before the end of what it was to say.
+            code = _stopped(stop.number)
     sys.exit(code)
 
 
@@ -256,18 +263,26 @@ def _run(words: list[str]) -> int:
         hint = f"See {error.ctx.command_path} --help." if error.ctx else "See phi3-advise --help."
         return _fail(InputError(error.format_message(), hint=hint), words)
     except (KeyboardInterrupt, click.Abort):
-        sys.stderr.write(f"\n{localise_label('Stopped.')}\n")
-        return 130
+        return _stopped(stopped_by())
     except BrokenPipeError:
         _silence_stdout()
         return _READER_GONE
     except Exception as error:
+        if stopped_by() is not None:
+            # A library that was interrupted while it was being imported, say, made its own error of that.
+            return _stopped(stopped_by())
         unexpected = AdvisorError(
             f"Something went wrong that should not: {type(error).__name__}: {error}",
             why="This is a fault of phi3-advise, not of what you typed.",
             hint="Run it again with --debug and report what it prints.",
         )
         return _fail(unexpected, words, cause=error)
+
+
+def _stopped(number: int | None) -> int:
+    """Says so; returns the exit code, as a shell reports a program that a signal ended. None is a Ctrl-D."""
+    sys.stderr.write(f"\n{localise_label('Stopped.')}\n")
+    return _SIGNALLED + (number or signal.SIGINT)
 
 
 def _fail(error: AdvisorError, words: list[str], cause: Exception | None = None) -> int:

@@ -150,8 +150,10 @@ def _train(launch: Launch, probed: Probed | None, how: Conduct, console: Console
     attempts: list[Attempt] = []
     while True:
         render_start(launch, console)
-        attempt = train(launch, stdout=_shown_on(how))
-        restore_cursor()
+        try:
+            attempt = train(launch, stdout=_shown_on(how))
+        finally:
+            restore_cursor()
         attempts.append(attempt)
         if attempt.ended.result.outcome != "out_of_memory":
             break

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
@@ -43,7 +41,7 @@ def command(run: str, out: str | None, dtype: Dtype | None, base: str | None, as
 
     merge = prepare_merge(run, out, base=base, dtype=dtype)
     render_merge_needs(merge, make_console(stderr=as_json))
-    with _stopped_by_sigterm(), _progress() as progress:
+    with _progress() as progress:
         merged = merge_adapter(merge, progress=progress)
     if as_json:
         from advisor.report.run_json import merge_object
@@ -68,17 +66,3 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("merge", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM unwinds as Ctrl-C does, so that what is half-written goes; the process exits with 143."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -21,11 +21,11 @@ from typing import IO, Any
 
 from advisor.launch.command import Command
 from advisor.report.language import localise
+from advisor.stopping import hear, heeded_signals
 from advisor.training.checkpoints import CHECKPOINTS, last_checkpoint
-from advisor.training.interruption import heeded_signals
 from advisor.training.log import LOG, log_tail
 from advisor.training.metrics import METRICS, last_step
-from advisor.training.result import RESULT, Result, read_result
+from advisor.training.result import RESULT, Result, read_result, write_result
 from advisor.training.run import PID
 
 _POLL_SECONDS = 0.1
@@ -65,39 +65,49 @@ def supervise(command: Command, run: str, *, stdout: IO[Any] | None = None) -> E
     for stale in (RESULT, PID):
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(run, stale))
-    with open(os.path.join(run, LOG), "ab") as log:
-        since = log.tell()
-        process = subprocess.Popen(
-            command.words,
-            stdin=subprocess.PIPE,
-            stdout=stdout,
-            stderr=log,
-            env={**os.environ, **command.environment},
-            start_new_session=_POSIX,
-        )
-    training = _Training(process, run)
-    try:
-        with training.forwarded_signals():
+    log = os.path.join(run, LOG)
+    since = os.path.getsize(log) if os.path.exists(log) else 0
+    training = _Training(command, run, stdout)
+    with training.forwarded_signals():
+        try:
+            training.start()
             training.wait()
-    finally:
-        training.end()
-    return _ended(training, run, since)
+        finally:
+            training.end()
+        return _ended(training, run, since)
 
 
 class _Training:
     """One `accelerate launch` with the trainer that it starts.
 
     Args:
-        process: accelerate's own process, the first of its session.
+        command: accelerate's words.
         run: where the trainer leaves its process id.
+        stdout: where the training shows itself.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], run: str) -> None:
-        self.process = process
+    def __init__(self, command: Command, run: str, stdout: IO[Any] | None) -> None:
+        self.command = command
         self.run = run
+        self.stdout = stdout
         self.received: list[int] = []
         self.killed = False
+        self.exit_code = 1
+        self._process: subprocess.Popen[bytes] | None = None
+        self._answered = 0
         self._kill_at = 0.0
+
+    def start(self) -> None:
+        """Starts accelerate."""
+        with open(os.path.join(self.run, LOG), "ab") as log:
+            self._process = subprocess.Popen(
+                self.command.words,
+                stdin=subprocess.PIPE,
+                stdout=self.stdout,
+                stderr=log,
+                env={**os.environ, **self.command.environment},
+                start_new_session=_POSIX,
+            )
 
     @contextlib.contextmanager
     def forwarded_signals(self) -> Iterator[None]:
@@ -111,43 +121,60 @@ class _Training:
 
     def wait(self) -> None:
         """Until accelerate and the trainer have both ended, however long saving takes."""
-        while self.process.poll() is None or self._trainer() is not None:
+        assert self._process is not None
+        while self._process.poll() is None or self._trainer() is not None:
+            self._answer()
             time.sleep(_POLL_SECONDS)
             if self._kill_at and time.monotonic() >= self._kill_at:
                 self._signal_all(_KILL)
 
     def end(self) -> None:
         """Ends what is left; a parent that fails for any reason leaves nothing running."""
-        if self.process.poll() is None:
+        if self._process is None:
+            return
+        if self._process.poll() is None:
             self._stop(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(_GRACE_SECONDS)
+                self._process.wait(_GRACE_SECONDS)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while not self.killed and self._is_anything_left() and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
         self._signal_all(_KILL)
-        self.process.wait()
-        if self.process.stdin is not None:
+        self.exit_code = self._process.wait()
+        if self._process.stdin is not None:
             with contextlib.suppress(OSError):
-                self.process.stdin.close()
+                self._process.stdin.close()
 
     def _receive(self, number: int, _: FrameType | None) -> None:
+        """No more than a note: a handler runs in the middle of anything, of an import too."""
+        hear()
         self.received.append(number)
-        if len(self.received) == 1:
-            _say(localise("Stopping after this step, to save it. Ctrl-C once more stops at once."))
-            self._stop(number)
-        elif number == signal.SIGINT:
-            self.killed = True
-            self._kill_at = self._kill_at or time.monotonic() + _AT_ONCE_SECONDS
-            trainer = self._trainer()
-            if trainer is None or not _POSIX:
-                self._signal_all(_KILL)
-            else:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(trainer, number)
+
+    def _answer(self) -> None:
+        """Passes on the signals that came since."""
+        for number in self.received[self._answered :]:
+            self._answered += 1
+            if self._answered == 1:
+                _say(localise("Stopping after this step, to save it. Ctrl-C once more stops at once."))
+                self._stop(number)
+            elif number == signal.SIGINT and not self.killed:
+                self.killed = True
+                self._stop_at_once()
+
+    def _stop_at_once(self) -> None:
+        self._kill_at = time.monotonic() + _AT_ONCE_SECONDS
+        trainer = self._trainer()
+        if trainer is None or not _POSIX:
+            self._signal_all(_KILL)
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(trainer, signal.SIGINT)
 
     def _stop(self, number: int) -> None:
         """Asks the trainer to save and stop; before there is a trainer, there is nothing to save."""
         trainer = self._trainer()
-        if not _POSIX and self.process.stdin is not None:
-            self.process.stdin.close()
+        if not _POSIX and self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
         elif trainer is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(trainer, number)
@@ -159,18 +186,32 @@ class _Training:
         try:
             with open(os.path.join(self.run, PID), encoding="ascii") as file:
                 number = int(file.read())
-            if _POSIX and os.getpgid(number) != self.process.pid:
+            if _POSIX and (self._process is None or os.getpgid(number) != self._process.pid):
                 return None
         except (OSError, ValueError):
             return None
         return number if _is_running(number) else None
 
+    def _is_anything_left(self) -> bool:
+        """Whether accelerate's end left a process of its group: a trainer that writes how it ended, say."""
+        import psutil
+
+        if not _POSIX or self._process is None:
+            return False
+        for process in psutil.process_iter():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if os.getpgid(process.pid) == self._process.pid and _is_running(process.pid):
+                    return True
+        return False
+
     def _signal_all(self, number: int) -> None:
+        if self._process is None:
+            return
         if _POSIX:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, number)
-        elif self.process.poll() is None:
-            self.process.terminate()
+                os.killpg(self._process.pid, number)
+        elif self._process.poll() is None:
+            self._process.terminate()
 
 
 def _is_running(number: int) -> bool:
@@ -185,13 +226,15 @@ def _is_running(number: int) -> bool:
 
 
 def _ended(training: _Training, run: str, since: int) -> Ended:
-    exit_code = training.process.returncode
-    stopped_by = training.received[0] if training.received else None
-    result = read_result(Path(run)) or _missing_result(training, run, since)
+    result = read_result(Path(run))
+    if result is None:
+        result = _missing_result(training, run, since)
+        with contextlib.suppress(OSError):
+            write_result(Path(run), result)
     return Ended(
         result=result,
-        signal=stopped_by,
-        exit_code=exit_code,
+        signal=training.received[0] if training.received else None,
+        exit_code=training.exit_code,
         killed=training.killed,
     )
 
@@ -225,7 +268,7 @@ def _missing_result(training: _Training, run: str, since: int) -> Result:
 
 
 def _say(text: str) -> None:
-    """Writes a line of its own, from a signal handler: no buffer and no lock is waited for."""
+    """Writes a line of its own; a terminal that was closed takes none."""
     with contextlib.suppress(OSError):
         os.write(2, f"\n{text}\n".encode())
 

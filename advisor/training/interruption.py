@@ -10,13 +10,7 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-
-def heeded_signals() -> tuple[int, ...]:
-    """What stops a training. Whoever began it under nohup wants no closed terminal to."""
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signals.append(signal.SIGHUP)
-    return tuple(signals)
+from advisor.stopping import heeded_signals
 
 
 class Interrupted(BaseException):

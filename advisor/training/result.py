@@ -1,4 +1,4 @@
-"""result.json: how a training ended. The training process writes it, and nothing else says so."""
+"""result.json: how a training ended. The training process writes it; the one that waits for it, where it could not."""
 
 from __future__ import annotations
 

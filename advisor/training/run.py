@@ -36,7 +36,6 @@ def main(job_path: str) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     _prepare_environment(job)
     log_to_file(folder)
-    (folder / PID).write_text(f"{os.getpid()}\n", encoding="ascii")
     try:
         return _run(job, folder)
     finally:
@@ -57,23 +56,25 @@ def _run(job: Job, folder: Path) -> int:
         message = "Stopped at once; the step in progress is lost."
         try:
             _write(session, folder, "interrupted", signal=number, message=message)
+            (folder / PID).unlink(missing_ok=True)
         finally:
             os._exit(128 + number)
 
     interruption = Interruption(stop_now)
-    interruption.listen()
     try:
+        interruption.listen()
+        _say_which_process(folder)
         from advisor.training.session import Session
 
         session = Session(job, interruption)
         session.run()
-    except Interrupted as stop:
-        interruption.ignore()
-        message = f"Stopped by signal {stop.number}."
-        _write(session, folder, "interrupted", signal=stop.number, message=message)
-        return 128 + stop.number
     except BaseException as error:
         interruption.ignore()
+        number = interruption.number
+        # A library that was interrupted in an import, say, makes its own error of it.
+        if number is not None and (isinstance(error, Interrupted) or not interruption.can_wait):
+            _write(session, folder, "interrupted", signal=number, message=f"Stopped by signal {number}.")
+            return 128 + number
         logging.getLogger(__name__).exception("The training ended with an error.")
         return _fail(session, folder, error)
     interruption.ignore()
@@ -83,6 +84,13 @@ def _run(job: Job, folder: Path) -> int:
         return 128 + interruption.number
     _write(session, folder, "finished", message="Trained to the end.")
     return 0
+
+
+def _say_which_process(folder: Path) -> None:
+    """Whoever reads it may send a signal, so it is there with its number or not at all."""
+    aside = folder / f"{PID}.part"
+    aside.write_text(f"{os.getpid()}\n", encoding="ascii")
+    aside.replace(folder / PID)
 
 
 def _fail(session: Session | None, folder: Path, error: BaseException) -> int:

@@ -44,11 +44,11 @@ from campaign.records import (
 from campaign.run import Setup, Workers
 from campaign.snapshots import SUFFIX
 
-from advisor.cli.interrupts import one_interrupt
 from advisor.errors import AdvisorError, InputError
 from advisor.fit import check_fit
 from advisor.hardware import Gpu, choose, detect, read_cpu, what_if
 from advisor.profiles import load_gpu
+from advisor.stopping import stopped_by, stopped_once
 from advisor.traced import expandable_segments
 from advisor.units import GIB, gib, size
 
@@ -60,7 +60,7 @@ FIRST_MINUTES = 15
 def main() -> int:
     """The command."""
     options = _options()
-    with one_interrupt(ends_process=True):
+    with stopped_once(ends_process=True):
         try:
             return _run(options)
         except AdvisorError as error:
@@ -68,7 +68,7 @@ def main() -> int:
             return error.exit_code
         except KeyboardInterrupt:
             print("\nStopped. What was measured is kept: run it again to go on.", file=sys.stderr)
-            return 130
+            return 128 + (stopped_by() or 2)
 
 
 def _run(options: argparse.Namespace) -> int:

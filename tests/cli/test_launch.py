@@ -160,8 +160,10 @@ def test_a_run_that_is_terminated_saves_and_is_resumed(small_model: Path, tmp_pa
         assert parent.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    parent.send_signal(signal.SIGTERM)
-    said, _ = parent.communicate(timeout=60)
+    while parent.poll() is None:  # again and again, until what became of the work has been said
+        parent.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
+    said, _ = parent.communicate()
     assert parent.returncode == 143, said
     kept = last_checkpoint(out / "checkpoints")
     assert kept is not None

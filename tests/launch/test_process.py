@@ -39,6 +39,7 @@ if behaviour != "unready":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, receive)
     threading.Thread(target=watch, daemon=True).start()
+if behaviour not in ("unready", "unknown"):
     open(run + "/trainer.pid", "w").write(str(os.getpid()))
 open(run + "/began", "w").close()
 if behaviour == "finish":
@@ -55,14 +56,20 @@ else:
 """
 
 PARENT = """
-import json, subprocess, sys
+import json, os, signal, subprocess, sys
+from collections import UserDict
 from dataclasses import asdict
 from advisor.launch.command import Command
 from advisor.launch.process import supervise
 launcher = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, *sys.argv[1:]]) and 1)"
 words = (sys.executable, "-c", launcher, *sys.argv[1:])
+class Signalling(UserDict):
+    def keys(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().keys()
+environment = Signalling() if sys.argv[3] == "unstarted" else {}
 subprocess.run([sys.executable, "-c", "bytes(2**27)"], check=True)
-print(json.dumps(asdict(supervise(Command(words=words, environment={}), sys.argv[2]))))
+print(json.dumps(asdict(supervise(Command(words=words, environment=environment), sys.argv[2]))))
 """
 
 
@@ -162,6 +169,7 @@ def test_the_second_ctrl_c_ends_a_trainer_that_hangs(run: Path) -> None:
     answer = ended(parent, run, seconds=15)
     assert answer["killed"]
     assert answer["result"]["outcome"] == "interrupted"
+    assert json.loads((run / "result.json").read_text())["message"] == "It was stopped at once."
 
 
 def test_a_signal_before_the_trainer_is_there_ends_everything(run: Path) -> None:
@@ -171,6 +179,20 @@ def test_a_signal_before_the_trainer_is_there_ends_everything(run: Path) -> None
     answer = ended(parent, run)
     assert answer["result"]["outcome"] == "interrupted"
     assert "before the first step" in answer["result"]["message"]
+
+
+def test_a_signal_before_anything_is_started_ends_it(run: Path) -> None:
+    """It comes while the environment of accelerate is put together."""
+    answer = ended(start(run, "unstarted"), run)
+    assert (answer["signal"], answer["result"]["outcome"]) == (signal.SIGTERM, "interrupted")
+
+
+def test_a_trainer_that_outlives_accelerate_may_write_how_it_ended(run: Path) -> None:
+    """Its process id was not known yet, so all of the group were signalled."""
+    parent = start(run, "unknown")
+    until(run / "began")
+    parent.send_signal(signal.SIGTERM)
+    assert ended(parent, run)["result"]["step"] == 3
 
 
 def test_a_trainer_whose_parent_was_killed_saves_and_stops(run: Path) -> None:
