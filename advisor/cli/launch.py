@@ -144,7 +144,7 @@ def _somebody_answers(how: Conduct) -> bool:
 def _train(launch: Launch, probed: Probed | None, how: Conduct, console: Console) -> int:
     from advisor.launch import fetch_weights, start_over, train
     from advisor.launch.process import restore_cursor
-    from advisor.report.terminal.launch import render_out_of_memory, render_start
+    from advisor.report.terminal.launch import render_out_of_memory, render_set_aside, render_start
 
     fetch_weights(launch)
     attempts: list[Attempt] = []
@@ -157,36 +157,46 @@ def _train(launch: Launch, probed: Probed | None, how: Conduct, console: Console
         attempts.append(attempt)
         if attempt.ended.result.outcome != "out_of_memory":
             break
-        step, taken = _next_plan(launch, how)
+        step, taken = _next_plan(launch, how, kept=attempt.ended.result.checkpoint is not None)
         render_out_of_memory(attempt, step, taken, console)
         if step is None or not taken:
             _leave_next_plan(attempt, step, console)
             break
         attempts[-1], launch = start_over(attempt, step)
+        render_set_aside(attempts[-1], console)
     _print_object(how, launch, probed, attempts)
     return _report(attempts, probed, console)
 
 
-def _next_plan(launch: Launch, how: Conduct) -> tuple[StepDown | None, bool]:
+def _next_plan(launch: Launch, how: Conduct, *, kept: bool = False) -> tuple[StepDown | None, bool]:
     """The plan after one that ran out of memory, and whether it is taken.
 
     Sequences are cut only with consent: that changes what is learned. --yes answers the question that was asked before
     the training, and none of these.
+
+    Args:
+        launch: what ran out of memory.
+        how: what was said before.
+        kept: whether there is a checkpoint, which another plan cannot go on from.
     """
     from advisor.launch import next_plan
 
     asks = not how.yes and _somebody_answers(how)
     step = next_plan(launch, shorter=asks)
     if step is not None and step.plan.seq_len < launch.job.plan.seq_len:
-        question = f"Out of memory. Start again with {step.change}? Longer samples lose their ends."
-        if click.confirm(localise(question), default=False, err=True):
+        question = f"{localise(_again(step, kept))} {localise('Longer samples lose their ends.')}"
+        if click.confirm(question, default=False, err=True):
             return step, True
         step = next_plan(launch)
     if step is None or how.fallback:
         return step, step is not None
-    return step, asks and click.confirm(
-        localise(f"Out of memory. Start again with {step.change}?"), default=True, err=True
-    )
+    return step, asks and click.confirm(localise(_again(step, kept)), default=not kept, err=True)
+
+
+def _again(step: StepDown, kept: bool) -> str:
+    if kept:
+        return f"Out of memory. Start from the beginning with {step.change}? What was trained so far is set aside."
+    return f"Out of memory. Start again with {step.change}?"
 
 
 def _shown_on(how: Conduct) -> IO[Any] | None:

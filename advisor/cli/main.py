@@ -177,6 +177,7 @@ def launch_advised(
             packing=packing,
             compile=compiled or None,
             seed=seed,
+            fallback=fallback or None,
         )
         return conduct(resolver, how)
     if data is None:

@@ -80,7 +80,7 @@ def command(
             report_to=report_to,
             trust_remote_code=trust_remote_code,
         )
-        ctx.exit(conduct(resumed(out, device, said, plan=path, learning_rate=learning_rate, seed=seed), how))
+        ctx.exit(conduct(resumed(out, device, said, plan=path, fallback=fallback or None, **rest), how))
     if path is None or data is None:
         raise InputError(
             f"{'--plan' if path is None else '--data'} is missing.",

@@ -120,13 +120,13 @@ def resume_command(launch: Launch) -> str:
     from shlex import quote
 
     device = " --device cpu" if launch.gpu.backend == "cpu" else ""
-    return f"phi3-advise train --resume --out {quote(_short(launch.job.out))}{device}"
+    return f"phi3-advise train --resume --out {quote(short_path(launch.job.out))}{device}"
 
 
-def _short(path: str) -> str:
+def short_path(path: str) -> str:
     """A path as a person would type it here."""
     relative = os.path.relpath(path)
     return path if relative.startswith("..") else relative
 
 
-__all__ = ["Attempt", "next_plan", "resume_command", "start_over", "step_down_until_it_fits", "train"]
+__all__ = ["Attempt", "next_plan", "resume_command", "short_path", "start_over", "step_down_until_it_fits", "train"]

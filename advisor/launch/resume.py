@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from advisor.launch.resolve import Launch, architecture_of, data_path, judge, wi
 from advisor.plan import Plan, plan_to_fields
 from advisor.profiles import find_model, load_plan
 from advisor.training.checkpoints import CHECKPOINTS, complete_checkpoints, newer_than
+from advisor.training.job import Job
 from advisor.training.result import Result, read_result
 
 _LENGTH = ("epochs", "max_steps")
@@ -91,6 +93,33 @@ def resolve_resumed(out: str, gpu: Gpu | None, find_gpu: Callable[[str], Gpu], s
             *_what_is_newer(read_environment(out), environment(device, found.check)),
         ),
     )
+
+
+def go_on_command(job: Job) -> str:
+    """The command that goes on as `job` says; what it says anew is part of it.
+
+    Args:
+        job: what was resolved for the run in its folder, which still is what it was.
+    """
+    from advisor.launch.attempt import short_path
+
+    before = read_run(job.out)
+    was, now = _training_as_edited(before.plan, job.out), job.plan.training
+    words = ["phi3-advise", "train", "--resume", "--out", short_path(job.out)]
+    if job.device == "cpu":
+        words += ["--device", "cpu"]
+    if job.data != before.data:
+        words += ["--data", job.data]
+    if now.max_steps is not None and now.max_steps != was.max_steps:
+        words += ["--max-steps", str(now.max_steps)]
+    elif now.max_steps is None and (now.epochs, now.max_steps) != (was.epochs, was.max_steps):
+        words += ["--epochs", f"{now.epochs:g}"]
+    for name in ("skip_bad_rows", "trust_remote_code"):
+        if getattr(job, name) and not getattr(before, name):
+            words.append(f"--{name.replace('_', '-')}")
+    if job.report_to != before.report_to:
+        words += [word for name in job.report_to for word in ("--report-to", name)]
+    return shlex.join(words)
 
 
 def _training_as_edited(plan: Plan, out: str) -> Hyperparameters:
@@ -183,4 +212,4 @@ def _what_is_newer(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     return [f"Changed since the run began, so that losses may differ in their last digits: {', '.join(changed)}."]
 
 
-__all__ = ["Said", "resolve_resumed"]
+__all__ = ["Said", "go_on_command", "resolve_resumed"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -108,7 +109,10 @@ def test_one_command_goes_from_nothing_to_an_adapter(small_model: Path, tmp_path
     done = run(*again, "--max-steps", 3, "--data", other, code=2)
     assert "was written by another run: data differ" in " ".join(done.stderr.split())
     assert before == {name: (out / name).read_bytes() for name in before}
-    assert "Trained: 3 steps" in run(*again, "--max-steps", 3).stdout
+    done = run(*again, "--max-steps", 3, "--dry-run")
+    assert before == {name: (out / name).read_bytes() for name in before}
+    (command,) = (line for line in done.stdout.splitlines() if "phi3-advise train --resume" in line)
+    assert "Trained: 3 steps" in run(*shlex.split(command)[1:]).stdout
 
 
 def test_a_dry_run_shows_everything_and_its_command_runs_as_it_stands(small_model: Path, tmp_path: Path) -> None:
@@ -210,6 +214,8 @@ def test_no_network_ends_before_anything_is_downloaded(tmp_path: Path) -> None:
         (["--launch", "--resume"], 2, "--resume needs the run's folder"),
         (["--launch", "--resume", "--out", "."], 2, "holds no run"),
         (["train"], 2, "--plan is missing"),
+        (["train", "--resume", "--out", ".", "--fallback"], 2, "by its own plan: --fallback cannot be given"),
+        (["--launch", "--resume", "--out", ".", "--fallback"], 2, "by its own plan: --fallback cannot be given"),
         (["--device", "gpu0"], 2, "is no device"),
         (["--seq-len", "auto"], 2, "auto needs data"),
         (["--seq-len", "long"], 2, "is not a number"),

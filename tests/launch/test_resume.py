@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from advisor.launch import preflight as module
 from advisor.launch.device_check import DeviceCheck
 from advisor.launch.folder import write_run
 from advisor.launch.resolve import Launch
-from advisor.launch.resume import Said, resolve_resumed
+from advisor.launch.resume import Said, go_on_command, resolve_resumed
 from advisor.profiles import load_plan
 from advisor.training.checkpoints import write_checkpoint
 from advisor.training.job import Job
@@ -210,3 +211,31 @@ def test_the_plan_file_of_a_longer_run_is_that_run_s(run: Run, cpu: Gpu) -> None
     launch = resolve(folder, cpu, length={"max_steps": 60})
     write_run(launch.job, launch.gpu, launch.preflight.check)
     assert load_plan(str(folder / "plan.toml")) == launch.job.plan
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"length": {"max_steps": 60}}, ["--max-steps", "60"]),
+        ({"length": {"epochs": 2.5}}, ["--epochs", "2.5"]),
+        ({"length": {"max_steps": 60}, "report_to": ("wandb",)}, ["--max-steps", "60", "--report-to", "wandb"]),
+        ({"length": {"max_steps": 60}, "skip_bad_rows": True}, ["--max-steps", "60", "--skip-bad-rows"]),
+    ],
+)
+def test_the_command_that_goes_on_says_what_was_said_anew(
+    said: dict[str, Any], words: list[str], run: Run, cpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("advisor.launch.preflight._package_problems", lambda _: [])
+    folder = run()
+    command = go_on_command(resolve(folder, cpu, **said).job)
+    begin = ["phi3-advise", "train", "--resume", "--out", str(folder), "--device", "cpu"]
+    assert shlex.split(command) == [*begin, *words]
+
+
+def test_a_plan_that_was_edited_needs_no_option_to_go_on(run: Run, cpu: Gpu) -> None:
+    folder = run()
+    plan = folder / "plan.toml"
+    plan.write_text(plan.read_text().replace("max_steps = 40", "max_steps = 60"))
+    job = resolve(folder, cpu).job
+    assert job.plan.training.max_steps == 60
+    assert go_on_command(job).endswith(f"--out {folder} --device cpu")

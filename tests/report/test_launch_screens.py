@@ -30,6 +30,7 @@ from advisor.report.terminal.launch import (
     render_out_of_memory,
     render_probed,
     render_report,
+    render_set_aside,
 )
 from advisor.training.data import MarkedExample
 from advisor.training.job import Job
@@ -282,3 +283,27 @@ def test_nobody_is_asked_in_a_pipe_and_only_fallback_goes_on(launch: Launch) -> 
     assert step is not None
     assert not taken
     assert conducting._next_plan(launch, conducting.Conduct(fallback=True))[1]
+
+
+def test_work_that_is_there_is_not_thrown_away_with_a_nod(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(conducting, "_somebody_answers", lambda _: True)
+    monkeypatch.setattr("click.confirm", lambda text, default, **_: asked.append((text, default)) or default)
+    launch = replace(launch, advice=None)
+    plain = conducting._next_plan(launch, conducting.Conduct())
+    assert plain[1]
+    kept = conducting._next_plan(launch, conducting.Conduct(), kept=True)
+    assert kept == (plain[0], False)
+    assert asked[0][0].startswith("Out of memory. Start again with")
+    assert asked[1][0].endswith("What was trained so far is set aside.")
+
+
+def test_a_checkpoint_before_memory_ran_out_is_said(launch: Launch) -> None:
+    step = next_plan(launch)
+    done = attempt(launch, "out_of_memory", step=40, checkpoint="/runs/one/checkpoints/checkpoint-30")
+    said = words(screen(render_out_of_memory, done, step, False))
+    assert "The last checkpoint, /runs/one/checkpoints/checkpoint-30, is complete." in said
+    assert "phi3-advise train --resume --out /runs/one" in said
+    assert "--resume" not in words(screen(render_out_of_memory, attempt(launch, "out_of_memory"), step, False))
+    aside = words(screen(render_set_aside, replace(done, aside="/runs/one/attempt-1")))
+    assert "from the beginning; what the attempt before left is in /runs/one/attempt-1." in aside

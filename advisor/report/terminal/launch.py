@@ -122,7 +122,7 @@ def _ram(need: RamNeed, available_bytes: int | None) -> str:
 
 def render_dry_run(launch: Launch, probed: Probed | None, console: Console) -> None:
     """Everything that would be started, to the letter, and the probe's verdict."""
-    from advisor.launch.command import CONFIG_FILE, accelerate_config, training_command
+    from advisor.launch.command import CONFIG_FILE, JOB_FILE, accelerate_config, training_command
     from advisor.profiles import plan_to_toml
 
     for title, text in (
@@ -136,6 +136,12 @@ def render_dry_run(launch: Launch, probed: Probed | None, console: Console) -> N
     console.print()
     print_title(console, "Command")
     print_command(console, training_command(launch.job, launch.gpu).text)
+    if launch.job.resume:
+        from advisor.launch.resume import go_on_command
+
+        file = os.path.join(_short(launch.job.out), JOB_FILE)
+        print_paragraph(console, f"{file} says what was done before; it is written anew by the command that goes on:")
+        print_command(console, go_on_command(launch.job))
     console.print()
     render_probed(probed, console)
     said = "Dry run: nothing was trained and no weights were downloaded."
@@ -276,6 +282,20 @@ def render_out_of_memory(attempt: Attempt, step: StepDown | None, taken: bool, c
     label = "Taken instead: " if taken else "Next plan to try: "
     print_paragraph(console, f"{step.change}; the effective batch stays.", label=label, indent="  ")
     print_plan(step.plan, console)
+    if result.checkpoint is not None and not taken:
+        from advisor.launch.attempt import resume_command
+
+        kept = f"The last checkpoint, {_short(result.checkpoint)}, is complete. Where more memory is free, it goes on:"
+        print_paragraph(console, kept)
+        print_command(console, resume_command(attempt.launch))
+        print_paragraph(console, "By the next plan it starts from the beginning:")
+
+
+def render_set_aside(attempt: Attempt, console: Console) -> None:
+    """Where the files of an attempt are that another one follows, in its folder and from its beginning."""
+    if attempt.aside is not None:
+        said = f"The training starts from the beginning; what the attempt before left is in {_short(attempt.aside)}."
+        print_paragraph(console, said, style="dim")
 
 
 def _short(path: str) -> str:
