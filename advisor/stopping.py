@@ -88,7 +88,8 @@ def stopped_once(*, ends_process: bool) -> Iterator[None]:
             heed_no_more()
         elif _can_be_asked():
             for number, handler in before.items():
-                signal.signal(number, handler)
+                if signal.getsignal(number) is _receive:
+                    signal.signal(number, handler)
 
 
 def _can_be_asked() -> bool:

@@ -70,22 +70,15 @@ def record(
 
 
 def _convert_to_save(plan: Plan, saved: Mapping[str, torch.Tensor], hardware: Hardware) -> list[torch.Tensor]:
-    """fp32 weights that are saved in 16 bits: one copy of each, in the host's memory, and whether values are finite.
+    """fp32 weights that are saved in 16 bits: one copy of each, in the host's memory.
 
     Source: advisor/training/artefacts.py (_converted).
     """
-    if plan.method != "full" or plan.saved_dtype == plan.dtype:
+    if plan.method != "full" or plan.saved_dtype == plan.dtype or not isinstance(hardware, Cpu):
         return []
-    copies: list[torch.Tensor] = []
     # Tied weights are two tensors over one storage.
-    for tensor in {one.untyped_storage()._cdata: one for one in saved.values() if one.is_floating_point()}.values():
-        beside = []
-        if isinstance(hardware, Cpu):
-            copies.append(tensor.to(getattr(torch, plan.saved_dtype)))
-            beside.append(copies[-1].isfinite())
-        tensor.isfinite()
-        del beside
-    return copies
+    once = {one.untyped_storage()._cdata: one for one in saved.values() if one.is_floating_point()}
+    return [tensor.to(getattr(torch, plan.saved_dtype)) for tensor in once.values()]
 
 
 @contextmanager
