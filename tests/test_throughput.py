@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from argparse import Namespace
+from collections.abc import Iterator
 
 import pytest
 import throughput
@@ -66,6 +69,20 @@ def test_every_round_begins_with_another_entry_and_a_ratio_is_of_one_round(monke
     assert [one for one in order if one[0] == 1] != [(1, *one[1:]) for one in order if one[0] == 2]
     assert {one[1:] for one in order if one[0] == 1} == {one[1:] for one in order if one[0] == 2}
     assert throughput.ratios(runs, runs[0], ("transformers.Trainer", "defaults")) == [2.0, 2.0]
+
+
+def test_no_run_begins_after_the_time_is_up_and_ctrl_c_ends_with_what_there_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def turns() -> Iterator[throughput.Run]:
+        yield run("ours", "defaults", 1, 100.0)
+        yield run("ours", "best", 1, 100.0)
+        raise KeyboardInterrupt
+
+    assert throughput.collect(turns(), 0.0) == []
+    assert [one.settings for one in throughput.collect(turns(), time.monotonic() + 60)] == ["defaults", "best"]
+    assert "Stopped." in capsys.readouterr().err
+    assert len(throughput.collect(itertools.islice(turns(), 2), time.monotonic() + 60)) == 2
 
 
 def test_a_trainer_that_failed_is_in_the_table_with_its_reason() -> None:

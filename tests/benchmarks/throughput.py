@@ -1,13 +1,13 @@
 """Tokens a second and peak memory: our trainer, a plain transformers.Trainer script, and TRL's SFTTrainer.
 
-    python tests/benchmarks/throughput.py [--rounds 3] [--rows 128] [--methods lora qlora] [--write FILE]
+    python tests/benchmarks/throughput.py [--rounds 3] [--rows 128] [--methods lora qlora] [--minutes 60] [--write FILE]
     python tests/benchmarks/throughput.py --device cpu
 
 Phi-3-mini's shape with random weights, written once to a temporary folder and loaded by each as it loads a model;
 nothing is downloaded. Rows of 64 to 2,048 tokens, the same for all: each trains two epochs of them, and the second is
 timed. Each run is a process of its own, and they take turns: a noisy minute falls on all alike. A ratio is of two runs
 of one round. Tokens are those of rows; padding that is computed is not counted. A trainer whose package is not
-installed is left out and named.
+installed is left out and named. When the time is up, or at Ctrl-C, the table is of what there is.
 
 --device cpu: a small model, to see that all of this runs; those numbers say nothing about a GPU.
 """
@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -30,6 +32,7 @@ from typing import Any
 from campaign.records import environment
 from contest.entries import ENTRIES, NEEDS, Clock, Contest
 
+from advisor.cli.interrupts import one_interrupt
 from advisor.units import size
 
 ANSWER = "MEASURED "
@@ -69,7 +72,6 @@ def main() -> None:
     for name, packages in absent.items():
         if packages:
             print(f"left out: {name}; not installed: {', '.join(packages)}")
-    runs: list[Run] = []
     with tempfile.TemporaryDirectory(prefix="throughput-") as folder:
         model = make_model(Path(folder) / "model", options.model, options.device)
         rows = make_rows(options.rows, seq_len)
@@ -81,9 +83,8 @@ def main() -> None:
             "accumulation": options.accumulation,
             "device": options.device,
         }
-        for run in take_turns(contest, options.methods, entries, options.rounds, Path(folder)):
-            runs.append(run)
-            print(f"round {run.round}  {run.method:5}  {run.entry}, {run.settings}: {_line(run)}", flush=True)
+        turns = take_turns(contest, options.methods, entries, options.rounds, Path(folder))
+        runs = collect(turns, time.monotonic() + 60 * options.minutes)
     text = table(runs, options)
     print(f"\n{text}")
     if options.write:
@@ -99,6 +100,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--micro-batch", type=int, default=2)
     parser.add_argument("--accumulation", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=60, help="begin no run after that")
     parser.add_argument("--rows", type=int, default=128, help="of an epoch; the second of two is timed")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table there as well")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -147,6 +149,18 @@ def take_turns(
                 yield run_one(contest, method, entry, settings, number, folder)
 
 
+def collect(turns: Iterator[Run], end: float) -> list[Run]:
+    """What has run when all have, the time is up, or somebody stops it."""
+    runs: list[Run] = []
+    try:
+        while time.monotonic() < end and (run := next(turns, None)) is not None:
+            runs.append(run)
+            print(f"round {run.round}  {run.method:5}  {run.entry}, {run.settings}: {_line(run)}", flush=True)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+    return runs
+
+
 def run_one(contest: Mapping[str, Any], method: str, entry: str, settings: str, number: int, folder: Path) -> Run:
     """One entry in a process of its own."""
     facts = {"method": method, "entry": entry, "settings": settings, "round": number}
@@ -156,7 +170,16 @@ def run_one(contest: Mapping[str, Any], method: str, entry: str, settings: str, 
         asked.write_text(json.dumps({"entry": entry, "settings": settings, "contest": values}), encoding="utf-8")
         command = [sys.executable, "-W", "ignore", __file__, "--one", json.dumps(str(asked))]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_SECONDS, check=False)
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=LONGEST_SECONDS,
+                check=False,
+                env={**os.environ, **_environment(entry, contest["device"])},
+                # Ctrl-C is for this process, which ends that one.
+                start_new_session=True,
+            )
         except subprocess.TimeoutExpired:
             return Run(**facts, error=f"not done after {LONGEST_SECONDS} s")
     answers = [line for line in done.stdout.splitlines() if line.startswith(ANSWER)]
@@ -164,6 +187,11 @@ def run_one(contest: Mapping[str, Any], method: str, entry: str, settings: str, 
         last = [line for line in done.stderr.splitlines() if line.strip()]
         return Run(**facts, error=last[-1][:300] if last else f"exit code {done.returncode}")
     return Run(**facts, **json.loads(answers[-1].removeprefix(ANSWER)))
+
+
+def _environment(entry: str, device: str) -> dict[str, str]:
+    """What a launch of ours sets; the others' scripts leave the allocator as it is."""
+    return {"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if entry == "ours" and device != "cpu" else {}
 
 
 def _print_one(path: str) -> None:
@@ -249,4 +277,5 @@ def _device_name(device: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with one_interrupt(ends_process=True):
+        main()
