@@ -32,7 +32,7 @@ from typing import Any
 from campaign.records import environment
 from contest.entries import ENTRIES, NEEDS, Clock, Contest
 
-from advisor.cli.interrupts import one_interrupt
+from advisor.stopping import stopped_once
 from advisor.units import size
 
 ANSWER = "MEASURED "
@@ -277,5 +277,5 @@ def _device_name(device: str) -> str:
 
 
 if __name__ == "__main__":
-    with one_interrupt(ends_process=True):
+    with stopped_once(ends_process=True):
         main()
