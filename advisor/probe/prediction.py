@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -37,10 +38,16 @@ def predict(plan: Plan, model: ModelSource, gpu: Gpu, *, longest: int | None = N
         plan = replace(plan, seq_len=bucket_length(min(longest, plan.seq_len), plan.seq_len))
     found: list[Prediction] = []
     with suppress(PlanError, UnsupportedError):
-        found.append(Prediction(tier="estimate", memory=estimate(plan, profile_of(model).architecture, gpu)))
+        memory = estimate(plan, profile_of(model).architecture, gpu)
+        found.append(Prediction(tier="estimate", memory=replace(memory, moments=measurable_moments(memory))))
     with suppress(EnvironmentLacksError, PlanError, UnsupportedError):
         found.append(Prediction(tier="trace", memory=_traced(plan, model, gpu)))
     return tuple(found)
+
+
+def measurable_moments(memory: Memory) -> Mapping[str, int]:
+    """Moments of the closed form that a probe has too: its "loading" is what is there when a later step begins."""
+    return {moment: peak for moment, peak in memory.moments.items() if moment != "loading"}
 
 
 def _traced(plan: Plan, model: ModelSource, gpu: Gpu) -> Memory:
@@ -74,4 +81,4 @@ def _traced_on_cpu(plan: Plan, model: ModelSource, gpu: Gpu) -> Memory:
     )
 
 
-__all__ = ["Prediction", "predict"]
+__all__ = ["Prediction", "measurable_moments", "predict"]

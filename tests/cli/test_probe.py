@@ -59,6 +59,10 @@ def test_a_probe_on_the_processor_measures_and_is_remembered(plan: Path, tmp_pat
     assert answer["measured"]["steps"] == 3
     traced = next(one["memory"] for one in answer["predicted"] if one["tier"] == "trace")
     assert traced["allocated_bytes"] == pytest.approx(answer["memory"]["allocated_bytes"], rel=0.005)
+    # What the closed form calls so is what is there when a step begins, states of the optimizer included.
+    estimated = next(one["memory"] for one in answer["predicted"] if one["tier"] == "estimate")
+    assert "loading" in traced["moments"]
+    assert "loading" not in estimated["moments"]
     assert answer["speed"]["measured"]
     kept = list((tmp_path / "state" / "probes").iterdir())
     assert len(kept) == 1

@@ -13,6 +13,7 @@ from advisor.hardware import Gpu
 from advisor.memory.attention import choose_kernel
 from advisor.memory.estimate import estimate
 from advisor.memory.trace import Trace, hardware_of, trace
+from advisor.probe.prediction import measurable_moments
 from advisor.profiles import find_model, profile_of
 from campaign.grid import Case
 from campaign.order import STEPS, plan_of
@@ -85,7 +86,7 @@ def by_estimate(case: Case, gpu: Gpu) -> Prediction:
         step_bytes=memory.allocated_bytes,
         allocated_bytes=None,
         reserved_bytes=memory.reserved_bytes,
-        moments=memory.moments,
+        moments=measurable_moments(memory),
     )
 
 
