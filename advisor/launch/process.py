@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from advisor.launch.command import Command
+from advisor.launch.command import MODULE, Command
 from advisor.report.language import localise
 from advisor.stopping import hear, heeded_signals
 from advisor.training.checkpoints import CHECKPOINTS, last_checkpoint
@@ -214,6 +214,19 @@ class _Training:
             self._process.terminate()
 
 
+def running_trainer(run: str) -> int | None:
+    """The process that trains in a run folder now, on this machine; None where none does."""
+    import psutil
+
+    try:
+        with open(os.path.join(run, PID), encoding="ascii") as file:
+            number = int(file.read())
+        # Another program may have the number by now.
+        return number if MODULE in psutil.Process(number).cmdline() and _is_running(number) else None
+    except (OSError, ValueError, psutil.Error):
+        return None
+
+
 def _is_running(number: int) -> bool:
     """Whether a process runs; one that ended and was never waited for does not."""
     import psutil
@@ -280,4 +293,4 @@ def restore_cursor() -> None:
         sys.stdout.flush()
 
 
-__all__ = ["Ended", "restore_cursor", "supervise"]
+__all__ = ["Ended", "restore_cursor", "running_trainer", "supervise"]

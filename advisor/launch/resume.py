@@ -16,6 +16,7 @@ from advisor.hyperparameters import Hyperparameters
 from advisor.launch.command import torch_device
 from advisor.launch.folder import PLAN_FILE, environment, read_environment, read_run
 from advisor.launch.preflight import preflight, raise_problems
+from advisor.launch.process import running_trainer
 from advisor.launch.resolve import Launch, architecture_of, data_path, judge, with_memory, with_said
 from advisor.plan import Plan, plan_to_fields
 from advisor.profiles import find_model, load_plan
@@ -53,10 +54,11 @@ def resolve_resumed(out: str, gpu: Gpu | None, find_gpu: Callable[[str], Gpu], s
         said: what may have changed.
 
     Raises:
-        InputError: no run there, one that has finished, or a plan.toml that is another one now.
+        InputError: no run there, one that is under way or has finished, or a plan.toml that is another one now.
         EnvironmentLacksError: this machine lacks something.
     """
     job = read_run(out)
+    _refuse_what_is_running(out)
     training = with_said(_training_as_edited(job.plan, out), said.length)
     folder = Path(out, CHECKPOINTS)
     complete = complete_checkpoints(folder)
@@ -151,6 +153,20 @@ def _flat(plan: Plan) -> dict[str, str]:
         inner = {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
         flat.update({key: json.dumps(part) for key, part in inner.items()})
     return flat
+
+
+def _refuse_what_is_running(out: str) -> None:
+    """Two trainings in one folder would write over each other's checkpoints.
+
+    Raises:
+        InputError: one is under way.
+    """
+    number = running_trainer(out)
+    if number is not None:
+        raise InputError(
+            f"The run in {out} is being trained now, by process {number}.",
+            hint=f"Wait for it, or let it save and stop: kill {number}",
+        )
 
 
 def _refuse_what_is_done(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -211,6 +213,25 @@ def test_the_plan_file_of_a_longer_run_is_that_run_s(run: Run, cpu: Gpu) -> None
     launch = resolve(folder, cpu, length={"max_steps": 60})
     write_run(launch.job, launch.gpu, launch.preflight.check)
     assert load_plan(str(folder / "plan.toml")) == launch.job.plan
+
+
+def test_a_run_that_is_being_trained_is_left_alone(run: Run, cpu: Gpu) -> None:
+    folder = run(outcome="interrupted")
+    sleeping = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
+    with subprocess.Popen([*sleeping, "advisor.training.run"], stdout=subprocess.PIPE) as trainer:
+        assert trainer.stdout is not None
+        trainer.stdout.readline()
+        (folder / "trainer.pid").write_text(f"{trainer.pid}\n")
+        with pytest.raises(InputError, match=f"is being trained now, by process {trainer.pid}"):
+            resolve(folder, cpu)
+        trainer.kill()
+    assert resolve(folder, cpu).job.resume
+    with subprocess.Popen(sleeping, stdout=subprocess.PIPE) as other:  # which has the number of a trainer that ended
+        assert other.stdout is not None
+        other.stdout.readline()
+        (folder / "trainer.pid").write_text(f"{other.pid}\n")
+        assert resolve(folder, cpu).job.resume
+        other.kill()
 
 
 @pytest.mark.parametrize(
