@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ from advisor.hardware import Gpu
 from advisor.memory.allocator import Block, CachingAllocator
 from advisor.memory.estimate import Memory, Parameters, estimate
 from advisor.memory.ledger import COMPONENTS, Component
+from advisor.memory.regime import Regime, regime_of
 from advisor.memory.resident import PAGED_SMALLEST
 from advisor.memory.trace import Trace
 from advisor.memory.trace.replayed import walk
@@ -67,7 +67,7 @@ class TracedPlan:
     model: ModelSource
     gpu: Gpu
     memory: Memory
-    """As every tier says it; reserved as the training's own allocator settings have it."""
+    """As every tier says it, under the trace's regime of the allocator."""
 
     trace: Trace
     fit: Fit | None
@@ -86,11 +86,6 @@ class TracedPlan:
     """What else to know of the plan; versions of the installed packages that were not tested."""
 
     @property
-    def expandable(self) -> bool:
-        """Whether `memory` is that of expandable_segments, or of the default allocator."""
-        return expandable_segments()
-
-    @property
     def peak_moment(self) -> str:
         """The moment of the peak as `memory.moments` calls it: of the layers, only the ends are there."""
         if self.memory.at in self.memory.moments:
@@ -103,13 +98,21 @@ class TracedPlan:
         return self.closed_form.allocated_bytes - self.memory.allocated_bytes if self.closed_form else 0
 
 
-def trace_plan(plan: Plan, model: ModelSource, gpu: Gpu, *, progress: Progress | None = None) -> TracedPlan:
+def trace_plan(
+    plan: Plan,
+    model: ModelSource,
+    gpu: Gpu,
+    *,
+    regime: Regime | None = None,
+    progress: Progress | None = None,
+) -> TracedPlan:
     """Run a plan's training on tensors without storage, and judge it on a GPU.
 
     Args:
         plan: what is traced.
         model: its model; any decoder-only one that transformers can build.
         gpu: whose kernels run, and whose memory is judged; one of no memory judges nothing.
+        regime: how the allocator is run; by default as what runs such a plan does it.
         progress: called with the name of what begins.
 
     Raises:
@@ -119,7 +122,7 @@ def trace_plan(plan: Plan, model: ModelSource, gpu: Gpu, *, progress: Progress |
     require_causal(model.config, origin=model.origin)
     closed_form, unknown = _closed_form(plan, model, gpu)
     require_packages(plan)
-    traced = _run(plan, model, gpu, progress)
+    traced = _run(plan, model, gpu, regime or regime_of(plan), progress)
     memory = _memory(plan, traced, gpu)
     known = gpu.total_bytes > 0
     return TracedPlan(
@@ -177,14 +180,14 @@ def require_packages(plan: Plan) -> None:
         )
 
 
-def _run(plan: Plan, model: ModelSource, gpu: Gpu, progress: Progress | None) -> Trace:
+def _run(plan: Plan, model: ModelSource, gpu: Gpu, regime: Regime, progress: Progress | None) -> Trace:
     """The trace; what a model's own code raises while it is built becomes an error that says so."""
     from advisor.memory.trace import hardware_of, trace
 
     # Without a limit, so that what is missing can be said; `replay_on` asks about the GPU's real size.
     hardware = replace(hardware_of(gpu), total_bytes=None)
     try:
-        return trace(plan, model.config, gpu=hardware, progress=progress)
+        return trace(plan, model.config, gpu=hardware, regime=regime, progress=progress)
     except (ImportError, OSError) as error:
         name = getattr(error, "name", None) or "a package"
         raise EnvironmentLacksError(
@@ -200,20 +203,14 @@ def _run(plan: Plan, model: ModelSource, gpu: Gpu, progress: Progress | None) ->
         ) from error
 
 
-def expandable_segments() -> bool:
-    """Whether this project's training switches expandable_segments on: wherever the platform has it."""
-    return sys.platform != "win32"
-
-
 def _memory(plan: Plan, traced: Trace, gpu: Gpu) -> Memory:
     """A trace in the words of every tier."""
     peaks = {"saving": traced.saving_bytes, **traced.peaks}
     order = [*MOMENTS, *(moment for moment in peaks if moment not in MOMENTS)]
-    reserved = traced.expandable if expandable_segments() else traced.default
     components: dict[Component, int] = {name: traced.components.get(name, 0) for name in COMPONENTS}
     return Memory(
         allocated_bytes=traced.allocated_bytes,
-        reserved_bytes=reserved.reserved_bytes,
+        reserved_bytes=traced.reserved_bytes,
         context_bytes=gpu.context_bytes,
         at=traced.at,
         components=components,
@@ -237,14 +234,13 @@ def _paged_bytes(plan: Plan, traced: Trace) -> int:
 
 
 def replay_on(traced: Trace, gpu: Gpu) -> Survival:
-    """The trace's requests at a GPU's real size, with the allocator settings of this project's training."""
+    """The trace's requests at a GPU's real size, under its regime of the allocator."""
     room = max(0, gpu.total_bytes - gpu.context_bytes - gpu.others_bytes)
-    unlimited = traced.expandable if expandable_segments() else traced.default
-    if unlimited.reserved_bytes <= room:
+    if traced.reserved_bytes <= room:
         return Survival(room_bytes=room, released_bytes=0, failed_at=None, requested_bytes=0, left_bytes=0)
-    allocator = _PressedAllocator(total_bytes=room, expandable=expandable_segments())
+    allocator = _PressedAllocator(total_bytes=room, expandable=traced.regime.expandable)
     failed = None
-    for event, block in walk(traced.events, allocator, empties_cache=traced.empties_cache):
+    for event, block in walk(traced.events, allocator, empties_cache=traced.regime.empties_cache):
         failed = event if block is None else None
     return Survival(
         room_bytes=room,

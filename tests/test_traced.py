@@ -6,14 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from requests_replayed import replay
 
 from advisor import shortlist
 from advisor.advise import Advice, Request, advise
 from advisor.errors import EnvironmentLacksError, PlanError
 from advisor.fit import check_fit
 from advisor.hardware import Gpu, what_if
-from advisor.memory.allocator import Replay, replay
+from advisor.memory.allocator import Replay
 from advisor.memory.estimate import estimate
+from advisor.memory.regime import EXPANDABLE, Regime
 from advisor.memory.trace import Allocation, Event, Trace
 from advisor.plan import LoraSettings, Plan
 from advisor.profiles import ModelSource, find_model, load_gpu, load_model
@@ -25,7 +27,7 @@ MINI = load_model("phi-3-mini-4k")
 SOURCE = find_model("phi-3-mini-4k")
 
 
-def trace_of(*requests: tuple[str, int, str]) -> Trace:
+def trace_of(*requests: tuple[str, int, str], regime: Regime = EXPANDABLE) -> Trace:
     """A trace of named requests: ("a", 30, "loading") takes 30 MiB, and the second time gives it back."""
     live: dict[str, Allocation] = {}
     events = []
@@ -54,7 +56,8 @@ def trace_of(*requests: tuple[str, int, str]) -> Trace:
         total_parameters=0,
         trainable_parameters=0,
         total_bytes=None,
-        empties_cache=True,
+        regime=regime,
+        replayed=replayed["expandable" if regime.expandable else "default"],
         events=tuple(events),
         **replayed,
     )
@@ -83,12 +86,10 @@ def test_memory_that_runs_out_says_at_which_moment_and_for_what() -> None:
     assert survival.left_bytes == 20 * MIB
 
 
-def test_segments_that_are_released_to_survive_are_counted_and_those_after_loading_are_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("advisor.traced.expandable_segments", lambda: False)
+def test_segments_that_are_released_to_survive_are_counted_and_those_after_loading_are_not() -> None:
     loaded = trace_of(
-        ("l", 40, "loading"), ("l", 0, "loading"), ("a", 40, "forward"), ("a", 0, "loss"), ("b", 60, "loss")
+        *(("l", 40, "loading"), ("l", 0, "loading"), ("a", 40, "forward"), ("a", 0, "loss"), ("b", 60, "loss")),
+        regime=Regime(expandable=False, empties_cache=True),
     )
     assert replay_on(loaded, gpu_with_room(100)).released_bytes == 0
     pressed = replay_on(loaded, gpu_with_room(80))

@@ -27,6 +27,13 @@ if TYPE_CHECKING:  # a trace's imports are for when one runs
 )
 @click.option("--vram", default=None, metavar="SIZE", help="The GPU's memory, such as 12GiB, in place of its own.")
 @click.option("--free", default=None, metavar="SIZE", help="How much of it is free, such as 9GiB.")
+@click.option(
+    "--allocator",
+    type=click.Choice(["training", "torch"]),
+    default=None,
+    help="Run as by this project's training, or with torch's defaults, as most scripts do. A plan that holds its "
+    "outputs is such a script.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else.")
 @click.option("--timeline", type=click.Path(), default=None, help="Write a page of what is allocated, event by event.")
 @click.option("--snapshot", type=click.Path(), default=None, help="Write a snapshot for pytorch.org/memory_viz.")
@@ -36,6 +43,7 @@ def command(
     gpu: str | None,
     vram: str | None,
     free: str | None,
+    allocator: str | None,
     as_json: bool,
     timeline: str | None,
     snapshot: str | None,
@@ -46,17 +54,19 @@ def command(
     \b
     phi3-advise trace --plan plan.toml
     phi3-advise trace --plan plan.toml --gpu t4 --json
-    phi3-advise trace --plan plan.toml --free 9GiB
+    phi3-advise trace --plan plan.toml --free 9GiB --allocator torch
     phi3-advise trace --plan plan.toml --timeline run.html --snapshot run.pickle
     """
     timeline, snapshot = (out and os.path.expanduser(out) for out in (timeline, snapshot))
     _check_outputs(timeline, snapshot)
     plan, target = read_plan(path, gpu, vram=vram, free=free)
     model = find_model(plan.model)
+    from advisor.memory.regime import TORCH_DEFAULTS, training_regime
     from advisor.traced import trace_plan
 
+    regime = {"training": training_regime(), "torch": TORCH_DEFAULTS, None: None}[allocator]
     with progress_line(debug) as progress:
-        traced = trace_plan(plan, model, target, progress=progress)
+        traced = trace_plan(plan, model, target, regime=regime, progress=progress)
         room = traced.survival.room_bytes if traced.survival else None
         if timeline is not None:
             from advisor.report.timeline import write_timeline

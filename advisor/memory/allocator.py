@@ -18,7 +18,6 @@ try_merge_blocks, release_cached_blocks; find_expandable_block, map_block, unmap
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from advisor.units import MIB
@@ -35,12 +34,6 @@ _FAR_APART = 2**44
 
 _ADDRESSES = 2**43 // MEDIUM_SEGMENT * MEDIUM_SEGMENT
 """Of an expandable segment: without end. torch reserves 1.125 times the GPU's memory, and one more segment after."""
-
-Request = tuple[int, int, bool]
-"""A key, a size in bytes, and whether it is freed."""
-
-EMPTY_CACHE: Request = (0, 0, True)
-"""torch.cuda.empty_cache()."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +162,11 @@ class CachingAllocator:
         self._expandable = expandable
         self._pools = {True: _Pool(), False: _Pool()}
         self._next_address = 0
+
+    @property
+    def total_bytes(self) -> int | None:
+        """What segments may add up to; None is no limit."""
+        return self._total
 
     def allocate(self, size_bytes: int) -> Block | None:
         """A block for the request, or None when the GPU is full."""
@@ -325,29 +323,3 @@ def segment_bytes(size: int) -> int:
     if size < LARGE_REQUEST:
         return MEDIUM_SEGMENT
     return _round_up(size, SEGMENT_UNIT)
-
-
-def replay(requests: Iterable[Request], *, total_bytes: int | None = None, expandable: bool = False) -> Replay:
-    """Run requests through the allocator until the end or until the GPU is full."""
-    allocator = CachingAllocator(total_bytes=total_bytes, expandable=expandable)
-    blocks: dict[int, Block] = {}
-    failed = None
-    for request in requests:
-        key, size, freed = request
-        if request is EMPTY_CACHE:
-            allocator.release_cached()
-            continue
-        if freed:
-            allocator.free(blocks.pop(key))
-            continue
-        block = allocator.allocate(size)
-        if block is None:
-            failed = size
-            break
-        blocks[key] = block
-    return Replay(
-        allocated_bytes=allocator.peak_allocated_bytes,
-        reserved_bytes=allocator.peak_reserved_bytes,
-        released_bytes=allocator.released_bytes,
-        failed_request_bytes=failed,
-    )

@@ -9,6 +9,7 @@ from advisor.architecture import Architecture
 from advisor.errors import PlanError
 from advisor.hardware import Gpu
 from advisor.memory.ledger import COMPONENTS, Component, Ledger
+from advisor.memory.regime import regime_of
 from advisor.memory.step import layer_shapes, paged_bytes, run_step, trained_elements
 from advisor.plan import Plan
 
@@ -97,7 +98,7 @@ def simulate(plan: Plan, arch: Architecture, gpu: Gpu) -> Ledger:
         backend=gpu.backend,
         multiprocessors=gpu.profile.multiprocessors if gpu.profile is not None else None,
     )
-    ledger = Ledger()
+    ledger = Ledger(whole_segments=gpu.backend == "cuda" and not regime_of(plan).expandable)
     run_step(ledger, plan, arch, shapes, workspace_bytes=workspace_bytes(gpu))
     return ledger
 

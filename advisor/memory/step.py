@@ -61,15 +61,16 @@ class Layer:
 
 
 @lru_cache(maxsize=128)
-def run_layer(s: Shapes, *, checkpointed: bool, requires_grad: bool) -> Layer:
+def run_layer(s: Shapes, *, checkpointed: bool, requires_grad: bool, whole_segments: bool = False) -> Layer:
     """Forward and backward of one layer; of a checkpointed one only the backward, with its recomputation.
 
     The search asks for the same layer under every loss and optimizer, so the answer is remembered.
 
     Args:
         requires_grad: gradients flow through the layer's input.
+        whole_segments: as the step's ledger has it.
     """
-    ledger = Ledger()
+    ledger = Ledger(whole_segments=whole_segments)
     tape = Tape(ledger)
     bottom = waiting() if requires_grad else None
     values = [Value(tape.new(terms.hidden_states, s.tokens, s.hidden, s.stream), s.stream, bottom)]
@@ -233,7 +234,7 @@ class _Checkpointed(_Layers):
     def backward(self, gradient: int) -> int | None:
         """From the gradient of the last layer's output to that of the embedding's."""
         s, ledger = self.s, self.ledger
-        layer = run_layer(s, checkpointed=True, requires_grad=True)
+        layer = run_layer(s, checkpointed=True, requires_grad=True, whole_segments=ledger.whole_segments)
         returned = self.run_backward(layer, "last", {layer.input: self.last, layer.gradient: gradient})
         if s.layers > 1:
             assert returned is not None
@@ -251,10 +252,11 @@ class _Kept(_Layers):
         s, ledger = self.s, self.ledger
         previous = self.hold_outputs()
         first = self.embed()
-        self.layer = run_layer(s, checkpointed=False, requires_grad=True)
+        whole = ledger.whole_segments
+        self.layer = run_layer(s, checkpointed=False, requires_grad=True, whole_segments=whole)
         self.first_layer = self.layer
         if not self.embedding_needs:
-            self.first_layer = run_layer(s, checkpointed=False, requires_grad=False)
+            self.first_layer = run_layer(s, checkpointed=False, requires_grad=False, whole_segments=whole)
         if previous and s.holds_cache:
             previous += ledger.repeat(self.layer.ledger, self.layer.outlives, s.layers)
         kept = self.first_layer.input in self.first_layer.saved

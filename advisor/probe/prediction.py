@@ -67,7 +67,7 @@ def _traced_on_cpu(plan: Plan, model: ModelSource, gpu: Gpu) -> Memory:
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
         raise EnvironmentLacksError(f"{model.label} cannot be traced.", why=str(error)[:300]) from error
-    run = summarize(events, built, kernels.Gpu(), empties_cache=True)
+    run = summarize(events, built, kernels.Gpu())
     peaks = {"saving": run.saving_bytes, **run.peaks}
     return Memory(
         allocated_bytes=run.allocated_bytes,

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from advisor.memory.allocator import CachingAllocator, rounded
+from advisor.memory.allocator import CachingAllocator
 from advisor.memory.trace.replayed import walk
 from advisor.report.tensors import Kind, TensorRow, kind_of, row_of
 
 if TYPE_CHECKING:
     from advisor.memory.ledger import Component
+    from advisor.memory.regime import Regime
     from advisor.memory.trace import Allocation, Event
 
 COMPONENTS: tuple[Component, ...] = (
@@ -64,13 +65,11 @@ class Replayed:
     failed: Event | None = None
 
 
-def replay(
-    events: Sequence[Event], total_bytes: int | None, *, empties_cache: bool, expandable: bool = False
-) -> Replayed:
+def replay(events: Sequence[Event], total_bytes: int | None, regime: Regime) -> Replayed:
     """Reserved bytes, event by event, on a GPU that has `total_bytes` for tensors; None is no limit."""
-    allocator = CachingAllocator(total_bytes=total_bytes, expandable=expandable)
+    allocator = CachingAllocator(total_bytes=total_bytes, expandable=regime.expandable)
     replayed = Replayed()
-    for event, block in walk(events, allocator, empties_cache=empties_cache):
+    for event, block in walk(events, allocator, empties_cache=regime.empties_cache):
         if block is None:
             replayed.failed = event
             break
@@ -143,7 +142,7 @@ def _totals(events: Sequence[Event]) -> list[int]:
     totals: list[int] = []
     alive = 0
     for event in events:
-        size = rounded(event.allocation.nbytes)
+        size = event.allocation.size_bytes
         alive += -size if event.freed else size
         totals.append(alive)
     return totals
@@ -161,7 +160,7 @@ class _Alive:
 
     def take(self, event: Event) -> None:
         allocation = event.allocation
-        size = rounded(allocation.nbytes)
+        size = allocation.size_bytes
         self.sizes[allocation.component] += -size if event.freed else size
         members = self._kinds.setdefault(kind_of(allocation), {})
         if event.freed:

@@ -167,11 +167,13 @@ def trace_object(traced: TracedPlan) -> dict[str, Any]:
     run = traced.trace
     answer = plan_object("trace", traced.plan, traced.memory)
     answer["memory"] |= {
+        "allocated_default_bytes": run.default.allocated_bytes,
         "reserved_default_bytes": run.default.reserved_bytes,
         "reserved_expandable_bytes": run.expandable.reserved_bytes,
         "loading_bytes": run.loading_bytes,
     }
     answer |= {
+        "allocator": {"expandable_segments": run.regime.expandable, "empties_cache": run.regime.empties_cache},
         "modules": [
             {"module": row.module, "count": row.number, "bytes": row.total_bytes} for row in group_modules(run.largest)
         ],

@@ -41,21 +41,18 @@ Record = dict[str, Any]
 """One dict of the snapshot; its keys are PyTorch's."""
 
 
-def write_snapshot(
-    trace: Trace, path: str | os.PathLike[str], *, gpu_total_bytes: int | None = None, empties_cache: bool = True
-) -> None:
+def write_snapshot(trace: Trace, path: str | os.PathLike[str], *, gpu_total_bytes: int | None = None) -> None:
     """Write the snapshot that the traced run would leave with the default allocator.
 
     Args:
         trace: what is written.
         path: the pickle; a file that is there is never overwritten.
         gpu_total_bytes: what segments may add up to, as it was for the trace; None is no limit.
-        empties_cache: as it was for the trace.
 
     Raises:
         InputError: the file exists, or cannot be written.
     """
-    snapshot = build_snapshot(trace.events, gpu_total_bytes=gpu_total_bytes, empties_cache=empties_cache)
+    snapshot = build_snapshot(trace.events, gpu_total_bytes=gpu_total_bytes, empties_cache=trace.regime.empties_cache)
     create_file(path, pickle.dumps(snapshot, protocol=PROTOCOL))
 
 

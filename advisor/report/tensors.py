@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from advisor.memory.allocator import rounded
-
 if TYPE_CHECKING:
     from advisor.memory.trace import Allocation
 
@@ -101,7 +99,7 @@ def group_modules(alive: Iterable[Allocation]) -> list[ModuleRow]:
         name = module_name(item.module)
         if not name or " " in name:  # a thread, say
             name = f"({item.component})"
-        sizes.setdefault(name, []).append(rounded(item.nbytes))
+        sizes.setdefault(name, []).append(item.size_bytes)
     rows = (ModuleRow(name, len(members), sum(members)) for name, members in sizes.items())
     return sorted(rows, key=lambda row: -row.total_bytes)
 

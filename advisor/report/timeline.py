@@ -16,6 +16,7 @@ from advisor.report.language import language_of, listed, localise_label, speakin
 from advisor.report.output import create_file
 from advisor.report.page import breakable, embedded, fill, label, policy, read_part, shown_text
 from advisor.report.tensors import TensorRow, group_tensors
+from advisor.report.words import regime_words
 
 if TYPE_CHECKING:
     from advisor.memory.trace import Trace
@@ -40,12 +41,7 @@ _PHRASES = {
 
 
 def write_timeline(
-    trace: Trace,
-    path: str | os.PathLike[str],
-    *,
-    title: str,
-    gpu_total_bytes: int | None = None,
-    empties_cache: bool = True,
+    trace: Trace, path: str | os.PathLike[str], *, title: str, gpu_total_bytes: int | None = None
 ) -> None:
     """Write the page of a trace in the language that was asked for; a file that is there is never overwritten.
 
@@ -54,19 +50,18 @@ def write_timeline(
         path: the HTML file.
         title: of the page, such as the plan in a few words.
         gpu_total_bytes: what a process may have on the GPU; None draws no limit and replays without one.
-        empties_cache: as it was for the trace.
 
     Raises:
         InputError: the file exists, or cannot be written.
     """
     with speaking(language_of(os.environ)):  # whatever characters the terminal has
-        page = render_timeline(trace, title=title, gpu_total_bytes=gpu_total_bytes, empties_cache=empties_cache)
+        page = render_timeline(trace, title=title, gpu_total_bytes=gpu_total_bytes)
     create_file(path, page.encode())
 
 
-def render_timeline(trace: Trace, *, title: str, gpu_total_bytes: int | None = None, empties_cache: bool = True) -> str:
+def render_timeline(trace: Trace, *, title: str, gpu_total_bytes: int | None = None) -> str:
     """The page of a trace."""
-    replayed = replay(trace.events, gpu_total_bytes, empties_cache=empties_cache)
+    replayed = replay(trace.events, gpu_total_bytes, trace.regime)
     spans = spans_of(trace.events)
     points = points_of(trace.events, spans, replayed.reserved)
     data = _data(spans, points, replayed, gpu_total_bytes)
@@ -146,8 +141,7 @@ def _tensor(row: TensorRow) -> tuple[Any, ...]:
 def _summary(trace: Trace, replayed: Replayed, total_bytes: int | None) -> str:
     facts = [
         ("Peak allocated", units.size(trace.allocated_bytes), trace.at),
-        ("Peak reserved", units.size(max(replayed.reserved, default=0)), "default allocator"),
-        ("With expandable segments", units.size(trace.reserved_expandable_bytes), "peak reserved"),
+        ("Peak reserved", units.size(max(replayed.reserved, default=0)), regime_words(trace.regime)),
         ("Parameters", units.short_count(trace.total_parameters), f"{units.count(trace.trainable_parameters)} trained"),
     ]
     if total_bytes is not None:

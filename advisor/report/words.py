@@ -10,6 +10,7 @@ from advisor.units import duration, gib, short_count, size
 if TYPE_CHECKING:  # a report loads no more of the rest than its own values did
     from advisor.advise import Advice, MethodAdvice, Request
     from advisor.hardware import Gpu, GpuProcess
+    from advisor.memory.regime import Regime
     from advisor.plan import Dtype, Method, Plan
     from advisor.traced import Survival, TracedPlan
 
@@ -29,6 +30,13 @@ _NO_BREAK = "\N{NO-BREAK SPACE}"
 def clean(text: str) -> str:
     """Text from files and drivers without what a terminal would obey."""
     return "".join(c if c.isprintable() or c == _NO_BREAK else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def regime_words(regime: Regime) -> str:
+    """How the allocator is run: `"10.96 GiB with expandable segments"`."""
+    if regime.expandable:
+        return "with expandable segments"
+    return "with the cache emptied" if regime.empties_cache else "with torch's defaults"
 
 
 def ended(text: str) -> str:

@@ -251,15 +251,14 @@ def _fill(model: Any, plan: Plan, device: torch.device) -> None:
     """
     from torch import nn
 
-    head = model.get_output_embeddings()
+    quantised = dict(quantised_modules(model, plan))
     made: dict[int, nn.Parameter] = {}
     for name, parameter in sorted(
         model.named_parameters(remove_duplicate=False), key=lambda item: _natural_order(item[0])
     ):
         path, _, leaf = name.rpartition(".")
-        owner = model.get_submodule(path)
-        if plan.quantization is not None and leaf == "weight" and type(owner) is nn.Linear and owner is not head:
-            _replace(model, path, _linear_4bit(owner, plan.quantization, _dtype(plan), device))
+        if plan.quantization is not None and leaf == "weight" and path in quantised:
+            _replace(model, path, _linear_4bit(quantised[path], plan.quantization, _dtype(plan), device))
             continue
         if id(parameter) not in made:
             values = _random(parameter, device)
@@ -274,6 +273,18 @@ def _fill(model: Any, plan: Plan, device: torch.device) -> None:
         model.is_loaded_in_4bit = True
         model.is_quantized = True
         model.config._is_quantized = True
+
+
+def quantised_modules(model: Any, plan: Plan) -> Iterator[tuple[str, nn.Linear]]:
+    """The modules that become 4-bit, by name: every Linear but the output head."""
+    from torch import nn
+
+    if plan.quantization is None:
+        return
+    head = model.get_output_embeddings()
+    for path, module in model.named_modules():
+        if type(module) is nn.Linear and module is not head:
+            yield path, module
 
 
 def _natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -396,4 +407,5 @@ __all__ = [
     "enable_checkpointing",
     "fill_model",
     "load_model",
+    "quantised_modules",
 ]

@@ -47,9 +47,9 @@ from campaign.snapshots import SUFFIX
 from advisor.errors import AdvisorError, InputError
 from advisor.fit import check_fit
 from advisor.hardware import Gpu, choose, detect, read_cpu, what_if
+from advisor.memory.regime import training_regime
 from advisor.profiles import load_gpu
 from advisor.stopping import stopped_by, stopped_once
-from advisor.traced import expandable_segments
 from advisor.units import GIB, gib, size
 
 SNAPSHOT_CASES = ("full mini-4k 2×1024", "lora mini-4k 2×1024", "qlora mini-4k 2×1024")
@@ -167,7 +167,7 @@ def _list(ordered: Sequence[Turn]) -> None:
 def _begin(out: Path, gpu: Gpu) -> Campaign:
     """The file's campaign to go on with, or a new one."""
     if not out.exists():
-        return new_campaign(gpu, expandable=expandable_segments())
+        return new_campaign(gpu, expandable=training_regime().expandable)
     campaign = read_campaign(out)
     other = versions_differ(campaign)
     if other or campaign.gpu["name"] != gpu.name:

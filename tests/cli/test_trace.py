@@ -197,3 +197,16 @@ def test_a_stopped_trace_leaves_no_file(tmp_path: Path) -> None:
     assert process.returncode == 130, said
     assert "Stopped." in said
     assert set(tmp_path.iterdir()) == before
+
+
+def test_a_script_of_others_runs_the_allocator_as_torch_sets_it_up(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, {"model_type": "phi3", "num_key_value_heads": 4})
+    ours, theirs = (
+        json.loads(run("trace", "--plan", plan, "--json", "--allocator", which).stdout)
+        for which in ("training", "torch")
+    )
+    assert theirs["allocator"] == {"expandable_segments": False, "empties_cache": False}
+    assert ours["allocator"] == {"expandable_segments": sys.platform != "win32", "empties_cache": True}
+    memory = theirs["memory"]
+    assert memory["reserved_bytes"] == memory["reserved_default_bytes"] == ours["memory"]["reserved_default_bytes"]
+    assert memory["allocated_bytes"] == memory["allocated_default_bytes"]

@@ -6,8 +6,9 @@ import random
 from itertools import pairwise
 
 import pytest
+from requests_replayed import EMPTY_CACHE, Request, replay
 
-from advisor.memory.allocator import EMPTY_CACHE, Block, CachingAllocator, Request, replay
+from advisor.memory.allocator import Block, CachingAllocator
 from advisor.units import KIB, MIB
 
 

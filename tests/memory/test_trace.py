@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 
 from advisor.errors import EnvironmentLacksError, InputError, PlanError
-from advisor.memory.trace import Trace, trace
+from advisor.memory.allocator import CachingAllocator
+from advisor.memory.regime import TORCH_DEFAULTS, training_regime
+from advisor.memory.trace import Allocation, Event, Trace, trace
+from advisor.memory.trace.replayed import walk
+from advisor.memory.trace.result import WARM_UP
 from advisor.plan import plan_from_fields
-from advisor.units import GIB
+from advisor.units import GIB, MIB
 
 PHI3_MINI: dict[str, Any] = {
     "model_type": "phi3",
@@ -282,3 +286,45 @@ def test_a_single_full_sequence_is_neither_padded_nor_packed() -> None:
     assert step_bytes(padding="longest") - step_bytes() <= mask
     # Read as packed, each of the 64 tokens would be a sequence with 128 rows of accumulators of its own.
     assert step_bytes(attention="flash_attention_2") == pytest.approx(step_bytes(), rel=0.01)
+
+
+def test_loading_begins_with_one_block_as_large_as_the_weights() -> None:
+    plain, quantized = traced(**LORA, seq_len=128), traced(**QLORA, seq_len=128)
+    for found, tolerance in ((plain, 0.001), (quantized, 0.02)):
+        made, freed = found.events[:2]
+        assert made.allocation is freed.allocation
+        assert (made.allocation.operation, freed.freed) == (WARM_UP, True)
+        # As large as what then stays, but for adapters, and the scales of 4-bit weights.
+        assert made.allocation.nbytes == pytest.approx(
+            found.components["weights"] + 32 / 36 * found.components.get("quantization", 0), rel=tolerance
+        )
+
+
+def test_a_hand_written_loop_moves_its_model_after_loading() -> None:
+    assert traced(**LORA, seq_len=128, hold_outputs=True).events[0].allocation.operation != WARM_UP
+
+
+def test_a_warm_up_leaves_1_2_gib_of_the_gpu() -> None:
+    block = Allocation(3 * GIB, (3 * GIB // 2,), "float16", "", WARM_UP, "loading", "weights")
+    events = [Event(block, freed, "loading") for freed in (False, True)]
+    held = [made.size for _, made in walk(events, CachingAllocator(total_bytes=4 * GIB), empties_cache=True) if made]
+    assert held[0] == pytest.approx(2.8 * GIB, abs=MIB)
+
+
+def test_bitsandbytes_makes_statistics_before_codes() -> None:
+    found = traced(**QLORA, seq_len=128)
+    sizes = [e.allocation.nbytes for e in found.events if not e.freed and "quantize_4bit" in e.allocation.operation]
+    # Of qkv_proj, 9,216 × 3,072: fp32 scales for every 64 weights, then half a byte each.
+    weights = 9216 * 3072
+    first = sizes.index(weights // 64 * 4)
+    assert sizes[first + 1] == weights // 2
+
+
+def test_what_runs_a_plan_decides_how_the_allocator_is_run() -> None:
+    ours, theirs = traced(**LORA, seq_len=1000), traced(**LORA, seq_len=1000, hold_outputs=True)
+    assert ours.regime == training_regime()
+    assert theirs.regime == TORCH_DEFAULTS
+    assert theirs.reserved_bytes == theirs.default.reserved_bytes
+    # Blocks are counted whole, in the total and in its parts.
+    assert sum(theirs.components.values()) == theirs.allocated_bytes == theirs.default.allocated_bytes
+    assert theirs.allocated_bytes > theirs.expandable.allocated_bytes

@@ -83,7 +83,7 @@ def test_what_is_measured_is_what_the_trace_said_of_the_same_plan(
     assert found.outcome == "ran", found.message
     assert found.steps == 3
     events, built = record(plan, SMALL, Cpu(), steps=2)
-    traced = summarize(events, built, KernelGpu(), empties_cache=True)
+    traced = summarize(events, built, KernelGpu())
     kept = RANDOM_STATE_BYTES * SMALL["num_hidden_layers"]
     assert traced.allocated_bytes == pytest.approx(found.allocated_bytes - kept, rel=TOLERANCE)
     peaks = {"saving": traced.saving_bytes, **traced.peaks}

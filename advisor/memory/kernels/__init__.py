@@ -3,7 +3,7 @@
 from advisor.memory.kernels.call import NOTHING, Call, Inside, Rule
 from advisor.memory.kernels.choice import AttentionBackend, AttentionCall, Choice, choose_attention
 from advisor.memory.kernels.hardware import Cpu, Gpu, Hardware, hardware_of
-from advisor.memory.kernels.rules import cublas_operations, cublas_workspace_bytes, rules
+from advisor.memory.kernels.rules import cublas_operations, cublas_workspace_bytes, last_output_first, rules
 
 __all__ = [
     "NOTHING",
@@ -20,5 +20,6 @@ __all__ = [
     "cublas_operations",
     "cublas_workspace_bytes",
     "hardware_of",
+    "last_output_first",
     "rules",
 ]

@@ -108,6 +108,20 @@ def _gpu_rules() -> Mapping[Any, Rule]:
     return found
 
 
+def last_output_first(hardware: Hardware) -> frozenset[Any]:
+    """Operations that make their last output before the others: bitsandbytes quantises into statistics, then codes.
+
+    Which comes first decides which hole of the cache each takes.
+    Source: bitsandbytes backends/cuda/ops.py (quantize_4bit, quantize_blockwise).
+    """
+    import torch
+
+    bitsandbytes = getattr(torch.ops, "bitsandbytes", None)
+    if isinstance(hardware, Cpu) or bitsandbytes is None or not hasattr(bitsandbytes, "quantize_4bit"):
+        return frozenset()
+    return frozenset({bitsandbytes.quantize_4bit.default, bitsandbytes.quantize_blockwise.default})
+
+
 def cublas_operations() -> frozenset[Any]:
     """Operations that use a cuBLAS handle, and so its workspace."""
     import torch

@@ -10,6 +10,7 @@ from advisor.memory.trace.result import Allocation, Component, Event, Trace
 
 if TYPE_CHECKING:
     from advisor.memory.kernels import Gpu
+    from advisor.memory.regime import Regime
     from advisor.plan import Plan
 
 
@@ -20,7 +21,7 @@ def trace(
     gpu: Gpu | None = None,
     capability: tuple[int, int] | None = None,
     steps: int = 2,
-    empties_cache: bool = True,
+    regime: Regime | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Trace:
     """Trace the making of a model and `steps` optimizer steps.
@@ -31,8 +32,7 @@ def trace(
         gpu: whose kernels run; by default one of `capability`, by default (8, 0).
         capability: short for a Gpu of that compute capability.
         steps: optimizer steps; the second has the optimizer's states.
-        empties_cache: whether torch.cuda.empty_cache() is called between loading and training, as
-            this project's trainer does.
+        regime: how the allocator is run; by default as what runs such a plan does it.
         progress: called with the name of what begins: building, loading, step 1, step 2, ..., replay.
 
     Raises:
@@ -42,12 +42,13 @@ def trace(
     tell = progress or (lambda _: None)
     tell("building")
     from advisor.memory.kernels import Gpu as AnyGpu
+    from advisor.memory.regime import regime_of
     from advisor.memory.trace.run import record, summarize
 
     gpu = gpu or AnyGpu(capability=capability or (8, 0))
     events, built = record(plan, architecture, gpu, steps, tell)
     tell("replay")
-    return summarize(events, built, gpu, empties_cache=empties_cache)
+    return summarize(events, built, gpu, regime or regime_of(plan))
 
 
 __all__ = ["Allocation", "Component", "Event", "Trace", "hardware_of", "trace"]

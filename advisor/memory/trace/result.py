@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from advisor.memory.allocator import Replay
+from advisor.memory.allocator import Replay, rounded
+from advisor.memory.regime import Regime
 
 Component = Literal[
     "weights", "quantization", "adapters", "gradients", "optimizer", "activations", "logits", "workspace"
@@ -14,6 +15,9 @@ Component = Literal[
 
 LOADING = "loading"
 """The first moment."""
+
+WARM_UP = "caching_allocator_warmup"
+"""The operation of what transformers allocates and frees before it loads."""
 
 OUTSIDE_STEPS = frozenset({LOADING, "evaluation", "saving"})
 """Moments that are no part of a training step."""
@@ -30,6 +34,11 @@ class Allocation:
     operation: str
     moment: str
     component: Component
+    size_bytes: int = field(init=False)
+    """What it takes of the allocator: `nbytes` rounded up, or a whole block where the rest of that is not split off."""
+
+    def __post_init__(self) -> None:
+        self.size_bytes = rounded(self.nbytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +55,13 @@ class Trace:
     """What one training run allocates."""
 
     allocated_bytes: int
-    """Peak over every moment, "loading" to "saving": the sum of what is alive, each rounded up to 512 bytes.
+    """Peak over every moment, "loading" to "saving", as torch.cuda.max_memory_allocated says it under `regime`.
 
     Every moment is: "loading"; the steps' "forward", "loss", "loss backward", "backward of layer n", "embedding
     backward" and "optimizer step"; "evaluation" of one micro-batch, loss only; "saving" of what was trained.
 
-    torch.cuda.max_memory_allocated says this with expandable_segments; the default allocator hands out
-    blocks up to 1 MiB larger than asked and counts them whole: `default.allocated_bytes`.
+    With expandable segments that is the sum of what is alive, each rounded up to 512 bytes; the default allocator
+    hands out blocks up to 1 MiB larger than asked and counts them whole.
     """
 
     at: str
@@ -70,11 +79,17 @@ class Trace:
     saving_bytes: int
     """Peak while a checkpoint is written; its tensors go to the host one by one, so this is what is kept."""
 
+    regime: Regime
+    """How the allocator is run."""
+
+    replayed: Replay
+    """The allocator under `regime`."""
+
     default: Replay
-    """The default allocator."""
+    """The allocator as torch sets it up, with the cache as loading left it."""
 
     expandable: Replay
-    """The same with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True."""
+    """With PYTORCH_ALLOC_CONF=expandable_segments:True, and the cache emptied after loading."""
 
     components: Mapping[str, int]
     """Bytes alive at the peak, by what they are for."""
@@ -94,16 +109,13 @@ class Trace:
     total_bytes: int | None
     """The memory that the allocator was replayed with; None is no limit."""
 
-    empties_cache: bool
-    """Whether the replay gives cached memory back between loading and training."""
-
     events: tuple[Event, ...]
     """Everything that happened, in order."""
 
     @property
     def reserved_bytes(self) -> int:
-        """torch.cuda.max_memory_reserved with the default allocator."""
-        return self.default.reserved_bytes
+        """torch.cuda.max_memory_reserved under `regime`."""
+        return self.replayed.reserved_bytes
 
     @property
     def reserved_expandable_bytes(self) -> int:

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 
 from advisor.errors import AdvisorError, EnvironmentLacksError
-from advisor.memory.allocator import EMPTY_CACHE, Replay, Request, replay, rounded
+from advisor.memory.allocator import CachingAllocator, Replay
 from advisor.memory.kernels import Cpu, Gpu, Hardware
+from advisor.memory.regime import EXPANDABLE, TORCH_DEFAULTS, Regime
 from advisor.memory.trace.device import DeviceSemantics
 from advisor.memory.trace.libraries import import_bitsandbytes
+from advisor.memory.trace.replayed import walk
 from advisor.memory.trace.result import LOADING, OUTSIDE_STEPS, Allocation, Event, Trace
 from advisor.memory.trace.tracker import Tracker, adopt_model
 from advisor.plan import Plan
-from advisor.training.build import BuiltModel, build_optimizer, build_skeleton, fill_model
+from advisor.training.build import BuiltModel, build_optimizer, build_skeleton, fill_model, quantised_modules
 from advisor.training.step import Step, make_batch, settings_of, weights_to_save, wrap_forward
 
 
@@ -39,6 +41,8 @@ def record(
     )
     skeleton = build_skeleton(plan, architecture)
     progress("loading")
+    if isinstance(hardware, Gpu) and loads_to_device(plan):
+        tracker.warm_up(warm_up_bytes(skeleton, plan))
     with tracker:
         built = fill_model(skeleton, plan, "meta")
     vocabulary = built.causal_lm.config.get_text_config().vocab_size
@@ -67,6 +71,32 @@ def record(
         tracker.stop()
         del saved, converted
     return tracker.events, built
+
+
+def loads_to_device(plan: Plan) -> bool:
+    """Whether from_pretrained is told the device, and so warms the allocator up.
+
+    This project's training does, and what is quantised is; a hand-written loop moves a model that is loaded.
+    Source: transformers modeling_utils.py (_load_pretrained_model), quantizers/quantizer_bnb_4bit.py
+    (update_device_map).
+    """
+    return plan.quantization is not None or not plan.hold_outputs
+
+
+def warm_up_bytes(causal_lm: Any, plan: Plan) -> int:
+    """What transformers allocates and frees at once before it loads, so that the weights lie in one segment.
+
+    Every parameter and buffer in its format, half a byte for what becomes 4-bit, as float16.
+    Source: transformers modeling_utils.py (caching_allocator_warmup, get_total_byte_count).
+    """
+    size = 0.0
+    quantised = {f"{path}.weight" for path, _ in quantised_modules(causal_lm, plan)}
+    for name, parameter in causal_lm.named_parameters():
+        size += parameter.numel() * (0.5 if name in quantised else parameter.element_size())
+    # Buffers that are not saved are not loaded.
+    saved = set(causal_lm.state_dict())
+    size += sum(buffer.nbytes for name, buffer in causal_lm.named_buffers() if name in saved)
+    return int(size // 2) * 2
 
 
 def _convert_to_save(plan: Plan, saved: Mapping[str, torch.Tensor], hardware: Hardware) -> list[torch.Tensor]:
@@ -122,8 +152,10 @@ def moment_class(moment: str) -> str:
     return "layer backward" if moment.startswith("backward of layer") else moment
 
 
-def summarize(events: Sequence[Event], built: BuiltModel, gpu: Gpu, *, empties_cache: bool) -> Trace:
-    """Add the events up."""
+def summarize(events: Sequence[Event], built: BuiltModel, gpu: Gpu, regime: Regime = EXPANDABLE) -> Trace:
+    """Add the events up, as large as their blocks are under `regime`."""
+    replays = {one: _replayed(events, gpu, one) for one in (TORCH_DEFAULTS, EXPANDABLE)}
+    replayed = _replayed(events, gpu, regime, keep_sizes=True)
     moments: dict[str, int] = {}
     peak, peak_at, alive = 0, 0, 0
     for index, (event, alive) in enumerate(zip(events, _running_totals(events), strict=True)):
@@ -133,7 +165,7 @@ def summarize(events: Sequence[Event], built: BuiltModel, gpu: Gpu, *, empties_c
     living = _alive_after(events, peak_at)
     components: dict[str, int] = {}
     for allocation in living:
-        components[allocation.component] = components.get(allocation.component, 0) + rounded(allocation.nbytes)
+        components[allocation.component] = components.get(allocation.component, 0) + allocation.size_bytes
     return Trace(
         allocated_bytes=peak,
         at=events[peak_at].moment,
@@ -141,8 +173,10 @@ def summarize(events: Sequence[Event], built: BuiltModel, gpu: Gpu, *, empties_c
         loading_bytes=moments[LOADING],
         evaluation_bytes=moments.get("evaluation", 0),
         saving_bytes=moments.get("saving", alive),
-        default=_replayed(events, gpu, expandable=False, empties_cache=empties_cache),
-        expandable=_replayed(events, gpu, expandable=True, empties_cache=empties_cache),
+        regime=regime,
+        replayed=replayed,
+        default=replays[TORCH_DEFAULTS],
+        expandable=replays[EXPANDABLE],
         components=components,
         largest=tuple(sorted(living, key=lambda allocation: -allocation.nbytes)),
         peaks=_class_peaks(moments),
@@ -150,7 +184,6 @@ def summarize(events: Sequence[Event], built: BuiltModel, gpu: Gpu, *, empties_c
         total_parameters=built.total_parameters,
         trainable_parameters=built.trainable_parameters,
         total_bytes=gpu.total_bytes,
-        empties_cache=empties_cache,
         events=tuple(events),
     )
 
@@ -158,7 +191,7 @@ def summarize(events: Sequence[Event], built: BuiltModel, gpu: Gpu, *, empties_c
 def _running_totals(events: Sequence[Event]) -> Iterator[int]:
     alive = 0
     for event in events:
-        size = rounded(event.allocation.nbytes)
+        size = event.allocation.size_bytes
         alive += -size if event.freed else size
         yield alive
 
@@ -186,19 +219,21 @@ def _alive_after(events: Sequence[Event], index: int) -> list[Allocation]:
     return list(living.values())
 
 
-def _replayed(events: Sequence[Event], gpu: Gpu, *, expandable: bool, empties_cache: bool) -> Replay:
-    requests = _requests(events, empties_cache=empties_cache)
-    return replay(requests, total_bytes=gpu.total_bytes, expandable=expandable)
-
-
-def _requests(events: Sequence[Event], *, empties_cache: bool) -> Iterator[Request]:
-    loading = True
-    for event in events:
-        if loading and event.moment != LOADING:
-            loading = False
-            if empties_cache:
-                yield EMPTY_CACHE
-        yield id(event.allocation), event.allocation.nbytes, event.freed
+def _replayed(events: Sequence[Event], gpu: Gpu, regime: Regime, *, keep_sizes: bool = False) -> Replay:
+    """The allocator under a regime; `keep_sizes` makes its blocks the size of what is in them."""
+    allocator = CachingAllocator(total_bytes=gpu.total_bytes, expandable=regime.expandable)
+    failed = None
+    for event, block in walk(events, allocator, empties_cache=regime.empties_cache):
+        if block is None:
+            failed = event.allocation.size_bytes
+        elif keep_sizes and not event.freed:
+            event.allocation.size_bytes = block.size
+    return Replay(
+        allocated_bytes=allocator.peak_allocated_bytes,
+        reserved_bytes=allocator.peak_reserved_bytes,
+        released_bytes=allocator.released_bytes,
+        failed_request_bytes=failed,
+    )
 
 
 __all__ = ["moment_class", "record", "summarize"]

@@ -22,7 +22,7 @@ from advisor.memory.kernels import Gpu, Hardware
 from advisor.memory.trace.attention import MathAttention
 from advisor.memory.trace.experts import grouped_operation, grouped_product
 from advisor.memory.trace.libraries import chunked_loss_operation, run_chunked_loss
-from advisor.memory.trace.result import LOADING, Allocation, Component, Event
+from advisor.memory.trace.result import LOADING, WARM_UP, Allocation, Component, Event
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)(?:\.|$)")
 _ADD = torch.ops.aten.add.Tensor
@@ -78,6 +78,7 @@ class Tracker(TorchDispatchMode):
         self._samples = samples
         self._live: dict[int, tuple[weakref.ref[Any], Allocation]] = {}
         self._rules = kernels.rules(hardware)
+        self._last_first = kernels.last_output_first(hardware)
         self._blas = kernels.cublas_operations() if isinstance(hardware, Gpu) else frozenset()
         self._workspaces: set[bool] = set()
         self._lone_uses = _uses_of_a_lone_gradient()
@@ -113,7 +114,7 @@ class Tracker(TorchDispatchMode):
         if func is _ADD and self._is_in_place(args):
             self._take_over(args[0], result)
         else:
-            self._register_outputs(result, func, module)
+            self._register_outputs(result[::-1] if func in self._last_first else result, func, module)
         temporary += [self._temporary(size, func, module) for size in inside.then]
         for allocation in temporary:
             self.events.append(Event(allocation, True, self.places.moment))
@@ -265,6 +266,11 @@ class Tracker(TorchDispatchMode):
                 size, (size,), "uint8", f"{thread} thread", "cuBLAS", self.places.moment, "workspace"
             )
             self.events.append(Event(allocation, False, self.places.moment))
+
+    def warm_up(self, size: int) -> None:
+        """What is allocated before loading, and freed at once."""
+        allocation = Allocation(size, (size // 2,), "float16", "", WARM_UP, LOADING, "weights")
+        self.events += [Event(allocation, freed, LOADING) for freed in (False, True)]
 
     def stop(self) -> None:
         """Record nothing more: what dies from now on is not the program's doing."""

@@ -13,7 +13,6 @@ from advisor.report.language import listed, localise_label
 from advisor.report.page import label, shown_text
 from advisor.report.tensors import TensorRow, without_wrapper
 from advisor.report.words import short_operation
-from advisor.traced import expandable_segments
 from advisor.units import GIB, MIB, gib, size
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ def read_step(traced: TracedPlan) -> Step:
     spans = spans_of(run.events)
     last = max(span.step for span in spans)
     shown = [span for span in spans if span.step == last and span.moment not in OUTSIDE_STEPS]
-    reserved = replay(run.events, None, empties_cache=run.empties_cache, expandable=expandable_segments()).reserved
+    reserved = replay(run.events, None, run.regime).reserved
     points = points_of(run.events, spans, reserved, shown=shown, number=_POINTS)
     stages = _stages(shown, points)
     whole = sum(drawn_width(stage.events) for stage in stages)

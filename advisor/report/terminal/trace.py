@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from advisor.memory.regime import EXPANDABLE, TORCH_DEFAULTS
 from advisor.report.language import localise_label
 from advisor.report.terminal.estimate import parameters_row, print_fit, print_sizes, print_totals, process_rows
 from advisor.report.terminal.subject import print_gpu, print_plan
 from advisor.report.terminal.text import joined, print_paragraph, print_title, print_warnings
-from advisor.report.words import clean, closed_form_words, replayed_words, short_operation
+from advisor.report.words import clean, closed_form_words, regime_words, replayed_words, short_operation
 from advisor.units import gib, short_count, size
 
 if TYPE_CHECKING:  # this screen loads no more of the rest than its own values did
@@ -50,14 +51,12 @@ def render_trace(traced: TracedPlan, console: Console) -> None:
 
 def _peaks(traced: TracedPlan) -> list[tuple[str, str]]:
     memory, run = traced.memory, traced.trace
-    modes = [
-        f"{gib(run.expandable.reserved_bytes)} with expandable segments",
-        f"{gib(run.default.reserved_bytes)} without",
-    ]
+    shown = {run.regime: run.replayed, EXPANDABLE: run.expandable, TORCH_DEFAULTS: run.default}
+    reserved = [f"{gib(one.reserved_bytes)} {regime_words(regime)}" for regime, one in shown.items()]
     return [
         ("peak allocated", f"{gib(memory.allocated_bytes)} at {memory.at}"),
         ("closed form says", closed_form_words(traced)),
-        ("peak reserved", ", ".join(modes if traced.expandable else reversed(modes))),
+        ("peak reserved", ", ".join(reserved)),
         ("while loading", f"{gib(run.loading_bytes)} allocated"),
     ]
 

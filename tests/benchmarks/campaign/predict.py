@@ -93,11 +93,10 @@ def by_estimate(case: Case, gpu: Gpu) -> Prediction:
 def by_trace(case: Case, gpu: Gpu) -> Prediction:
     """The trace, with the attention kernels that the case allows."""
     traced = trace_case(case, gpu)
-    reserved = traced.reserved_bytes if gpu.backend == "cpu" else traced.reserved_expandable_bytes
     return Prediction(
         step_bytes=traced.step_bytes,
         allocated_bytes=traced.allocated_bytes,
-        reserved_bytes=reserved,
+        reserved_bytes=traced.reserved_bytes,
         moments={**traced.peaks, "saving": traced.saving_bytes},
     )
 
@@ -119,7 +118,7 @@ def _trace_on_cpu(case: Case) -> Trace:
     from advisor.memory.trace.run import record, summarize
 
     events, built = record(plan_of(case), find_model(case.fields["model"]).config, Cpu(), steps=min(STEPS, 2))
-    return summarize(events, built, AnyGpu(), empties_cache=True)
+    return summarize(events, built, AnyGpu())
 
 
 __all__ = ["Predicted", "Prediction", "predict", "predict_all", "trace_case"]
