@@ -156,16 +156,29 @@ def _efficient(tape: Tape, s: Shapes, q: Value, k: Value, v: Value) -> Value:
 
     def rule(_: Node) -> Gradients:
         gradients = _gradients(tape, s, itemsize)
-        inside = [tape.new(terms.attention_statistics, s.tokens, s.heads)]
-        if itemsize == 4:
-            inside.append(tape.new(terms.attention_statistics, s.tokens, s.heads))
-            inside.append(tape.new(terms.attention_backward_accumulator, s.tokens, s.query))
-        inside.append(tape.new(terms.efficient_workspace, s.batch * s.heads * efficient_elements(s, itemsize)))
-        del inside
+        first = _before_delta(tape, s, itemsize)
+        delta = tape.new(terms.attention_statistics, s.tokens, s.heads)
+        del first
+        workspace = tape.new(terms.efficient_workspace, s.batch * s.heads * efficient_elements(s, itemsize))
+        del delta, workspace
         return gradients
 
     keeps = (q.storage, k.storage, v.storage, out, statistics) + ((mask,) if mask is not None else ())
     return Value(out, itemsize, tape.record(rule, q.node, k.node, v.node, keeps=keeps))
+
+
+def _before_delta(tape: Tape, s: Shapes, itemsize: int) -> list[Storage]:
+    """Gradient × output and its row sums, where another kernel computes them; in 16 bits both factors in fp32.
+
+    Source: mem_eff_attention/kernel_backward.h (kKernelComputesDelta).
+    """
+    capability = s.capability or (8, 0)
+    queries, _, largest = _efficient_block(s.head_dim, itemsize, capability)
+    if itemsize == 2 and (largest <= queries or capability >= (7, 5)):
+        return []
+    count = 3 if itemsize == 2 else 1
+    products = [tape.new(terms.attention_backward_accumulator, s.tokens, s.query) for _ in range(count)]
+    return [*products, tape.new(terms.attention_statistics, s.tokens, s.heads)]
 
 
 def _additive_mask(tape: Tape, s: Shapes, itemsize: int) -> Storage:
@@ -183,14 +196,20 @@ _LITTLE_SHARED_MEMORY = ((7, 5), (8, 6), (8, 9), (12, 0), (12, 1))
 def efficient_elements(s: Shapes, itemsize: int) -> int:
     """fp32 accumulators of the memory-efficient backward for one sequence and head.
 
-    dk and dv, where registers do not hold them, and dq in tiles with a lock of four elements each.
-    Source: mem_eff_attention/kernel_backward.h (workspace_elements_gk, _gv, _gq), kernels/generate_kernels.py.
+    A tile of dk and of dv, where registers do not hold them, for each of at most 200 splits of all keys, and dq in
+    tiles with a lock of four elements each.
+    Source: mem_eff_attention/kernel_backward.h (workspace_elements_gk, _gv, _gq), kernels/generate_kernels.py,
+    attention_backward.cu (num_splits_key).
     """
     queries, keys, largest = _efficient_block(s.head_dim, itemsize, s.capability or (8, 0))
     elements = 0
     if itemsize == 2 and largest > queries:
-        elements += 2 * _round_up(s.seq, keys) * _round_up(s.head_dim, queries)
-    elements += -(-s.seq // queries) * -(-s.head_dim // queries) * (queries * queries + 4)
+        sequences = s.batch * s.heads
+        splits = max(1, min(-(-s.seq // keys), 200 // sequences))
+        if sequences >= 256 and s.seq <= 2 * keys:
+            splits = 1
+        elements += 2 * splits * keys * _round_up(s.head_dim, queries)
+    elements += -(-s.seq // queries) * -(-s.head_dim // keys) * (queries * keys + 4)
     return _round_up(elements, 4)
 
 

@@ -70,18 +70,22 @@ def _flash_backward_inside(
 def efficient_backward(call: Call) -> Inside:
     """The row sums of gradient × output, and fp32 accumulators for what registers cannot hold.
 
-    bytes = delta 4·B·H·S (in fp32 its product 4·B·S·H·D too) + `_efficient_workspace`.
+    bytes = delta 4·B·H·S + `_efficient_workspace`. Before the workspace, where another kernel computes delta: the
+    product 4·B·S·H·D, its sum, and in 16 bits both factors in fp32.
     Source: attention_backward.cu (_efficient_attention_backward).
     """
     gradient, query, key, value = (tensor.transpose(1, 2) for tensor in call.args[:4])
     batch, tokens, heads, size = query.shape
+    is_half = query.element_size() == 2
     delta = 4 * batch * heads * tokens
-    product = (4 * batch * tokens * heads * value.size(3), delta) if query.element_size() == 4 else ()
-    block = _efficient_block(query.element_size() == 2, max(size, value.size(3)), float(call.args[9]) > 0, call.gpu)
+    block = _efficient_block(is_half, max(size, value.size(3)), float(call.args[9]) > 0, call.gpu)
+    product = 4 * batch * tokens * heads * value.size(3)
+    copies = 2 * (product,) if is_half else ()
+    outside = (*copies, product, delta, delta) if _delta_comes_first(is_half, block, call.gpu) else ()
     workspace = _efficient_workspace(
-        batch * heads, tokens, key.size(1), (size, value.size(3)), block, query.element_size() == 2
+        batch * heads, tokens, key.size(1), (size, value.size(3)), block, accumulates=_accumulates(is_half, block)
     )
-    return Inside(first=copy_if_strided(gradient), then=(*product, delta, workspace))
+    return Inside(first=copy_if_strided(gradient), brief=outside, then=(delta, workspace))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,18 +116,32 @@ def _efficient_block(is_half: bool, head_size: int, dropout: bool, gpu: Gpu) -> 
     return _Block(128, 128 if in_registers else 64, largest)
 
 
-def _efficient_workspace(
-    sequences: int, queries: int, keys: int, head_sizes: tuple[int, int], block: _Block, is_half: bool
-) -> int:
-    """bytes = 4·B·H·(dk, dv rows where they are not in registers + dq tiles with a 16-byte lock each).
+def _accumulates(is_half: bool, block: _Block) -> bool:
+    """Whether dk and dv in fp32 lie outside registers. Source: kernel_backward.h (kOutputInRF, kNeedsAccumGradK)."""
+    return is_half and block.largest_head > block.queries
 
-    Source: mem_eff_attention/kernel_backward.h (workspace_elements_gk, _gv, _gq, kNeedsAccumGradK).
+
+def _delta_comes_first(is_half: bool, block: _Block, gpu: Gpu) -> bool:
+    """Whether delta is no part of the kernel. Source: kernel_backward.h (kKernelComputesDelta)."""
+    return not is_half or (_accumulates(is_half, block) and gpu.capability < (7, 5))
+
+
+def _efficient_workspace(
+    sequences: int, queries: int, keys: int, head_sizes: tuple[int, int], block: _Block, *, accumulates: bool
+) -> int:
+    """bytes = 4·B·H·(a tile of dk and dv for every split of the keys + dq tiles with a 16-byte lock each).
+
+    There are at most 200 splits for all sequences and heads together.
+    Source: mem_eff_attention/kernel_backward.h (workspace_elements_gk, _gv, _gq), attention_backward.cu
+    (num_splits_key).
     """
     size, value_size = head_sizes
-    rows = round_up(keys, block.keys)
     elements = 0
-    if is_half and block.largest_head > block.queries:
-        elements += rows * (round_up(size, block.queries) + round_up(value_size, block.queries))
-    tiles = -(-queries // block.queries) * -(-size // block.queries)
-    elements += tiles * (block.queries * block.queries + 4)
+    if accumulates:
+        splits = max(1, min(-(-keys // block.keys), 200 // sequences))
+        if sequences >= 256 and keys <= 2 * block.keys:
+            splits = 1
+        elements += splits * block.keys * (round_up(size, block.queries) + round_up(value_size, block.queries))
+    tiles = -(-queries // block.queries) * -(-size // block.keys)
+    elements += tiles * (block.queries * block.keys + 4)
     return 4 * sequences * round_up(elements, 4)

@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Inside:
-    """Sizes in bytes of what a kernel allocates and frees; `first` comes before its outputs."""
+    """Sizes in bytes of what a kernel allocates and frees; `first` comes before its outputs.
+
+    After them come `brief`, gone before `then`.
+    """
 
     first: tuple[int, ...] = ()
+    brief: tuple[int, ...] = ()
     then: tuple[int, ...] = ()
 
 

@@ -115,9 +115,8 @@ class Tracker(TorchDispatchMode):
             self._take_over(args[0], result)
         else:
             self._register_outputs(result[::-1] if func in self._last_first else result, func, module)
-        temporary += [self._temporary(size, func, module) for size in inside.then]
-        for allocation in temporary:
-            self.events.append(Event(allocation, True, self.places.moment))
+        self._release([self._temporary(size, func, module) for size in inside.brief])
+        self._release(temporary + [self._temporary(size, func, module) for size in inside.then])
         return result
 
     def _is_in_place(self, args: tuple[Any, ...]) -> bool:
@@ -253,6 +252,10 @@ class Tracker(TorchDispatchMode):
         allocation = Allocation(size, (size,), "uint8", module, f"inside {func}", self.places.moment, "workspace")
         self.events.append(Event(allocation, False, self.places.moment))
         return allocation
+
+    def _release(self, temporary: Iterable[Allocation]) -> None:
+        for allocation in temporary:
+            self.events.append(Event(allocation, True, self.places.moment))
 
     def _use_workspace(self) -> None:
         """cuBLAS keeps one workspace for each thread: the caller's and autograd's."""
