@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from advisor.errors import EnvironmentLacksError, InputError, PlanError, UnsupportedError
+from advisor.errors import EnvironmentLacksError, InputError, PlanError
 from advisor.plan import LoraSettings, Plan, Quantization
+from advisor.training.configuration import build_config
 from advisor.training.loss import chunk_loss
 from advisor.training.optimizer import build_optimizer
 from advisor.training.packing import separate_samples
@@ -41,41 +42,6 @@ class BuiltModel:
 
     trainable_parameters: int
     """Weights that get a gradient."""
-
-
-def build_config(architecture: Mapping[str, Any]) -> Any:
-    """The keys of a config.json → a transformers configuration.
-
-    Raises:
-        InputError: no model_type, one that transformers does not know, or values it refuses.
-        UnsupportedError: an architecture that is not a decoder-only causal language model.
-    """
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    values = {key: value for key, value in architecture.items() if key != "model_type"}
-    kind = architecture.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        raise InputError(
-            f"The installed transformers has no model_type {str(kind)[:60]!r}.",
-            hint="Check model_type in the config.json, or install a newer transformers.",
-        )
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise UnsupportedError(f"{kind} is not a decoder-only causal language model.")
-    for key in ("auto_map", "quantization_config", "torch_dtype", "dtype", "architectures"):
-        values.pop(key, None)
-    try:
-        return CONFIG_MAPPING[kind](**_with_token_ids_inside(values))
-    except Exception as error:
-        raise InputError(f"transformers refuses this {kind} configuration: {str(error)[:300]}") from error
-
-
-def _with_token_ids_inside(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave padding out when the architecture's own default lies outside a smaller vocabulary."""
-    values = dict(values)
-    if "vocab_size" in values and "pad_token_id" not in values:
-        values["pad_token_id"] = None
-    return values
 
 
 def build_model(plan: Plan, architecture: Mapping[str, Any], device: torch.device | str) -> BuiltModel:
@@ -172,7 +138,7 @@ def _prepare_to_train(causal_lm: Any, plan: Plan, device: torch.device | str, to
             causal_lm.enable_input_require_grads()
         model = _add_adapters(causal_lm, plan.lora, device)
     if plan.gradient_checkpointing:
-        enable_checkpointing(causal_lm)
+        _checkpoint(causal_lm)
     model.train()
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return BuiltModel(
@@ -387,6 +353,21 @@ def _is_linear(module: nn.Module) -> bool:
     from torch import nn
 
     return isinstance(module, nn.Linear)
+
+
+def _checkpoint(causal_lm: Any) -> None:
+    """`enable_checkpointing`, where the architecture has layers for it.
+
+    Raises:
+        PlanError: it has not.
+    """
+    if not causal_lm.supports_gradient_checkpointing:
+        raise PlanError(
+            "gradient_checkpointing",
+            f"{causal_lm.config.model_type} has no layers that can be checkpointed",
+            hint="Write gradient_checkpointing = false.",
+        )
+    enable_checkpointing(causal_lm)
 
 
 def enable_checkpointing(model: Any) -> None:

@@ -104,6 +104,28 @@ def test_a_configuration_that_cannot_be_built_is_an_input_error(
         build_config(config)
 
 
+@pytest.mark.parametrize(
+    ("config", "padding"),
+    [
+        ({"model_type": "opt", "vocab_size": 512}, 1),
+        ({"model_type": "phi3", "vocab_size": 512}, None),
+        ({"model_type": "phi3", "vocab_size": 512, "pad_token_id": 3}, 3),
+    ],
+)
+def test_padding_is_the_architectures_own_where_a_smaller_vocabulary_has_it(
+    config: dict[str, Any], padding: int | None
+) -> None:
+    assert build_config(config).pad_token_id == padding
+
+
+def test_an_architecture_without_checkpointing_is_offered_none(make_plan: Any) -> None:
+    small = {"model_type": "ctrl", "vocab_size": 512, "n_embd": 64, "dff": 64, "n_layer": 2, "n_head": 2}
+    plan = make_plan("full", attention="eager", gradient_checkpointing=True)
+    with pytest.raises(PlanError) as caught:
+        build_model(plan, small, "meta")
+    assert caught.value.hint == "Write gradient_checkpointing = false."
+
+
 def test_the_optimizer_holds_every_trained_parameter_in_two_groups(
     method: str, make_plan: Any, architecture: dict[str, Any]
 ) -> None:

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from advisor.memory import kernels
 from advisor.memory.kernels import Gpu, Hardware
+from advisor.memory.trace.answers import Answers, depends_on_values
 from advisor.memory.trace.attention import MathAttention
 from advisor.memory.trace.experts import grouped_operation, grouped_product
 from advisor.memory.trace.libraries import chunked_loss_operation, run_chunked_loss
@@ -58,9 +59,9 @@ class Tracker(TorchDispatchMode):
     Args:
         device: the device type whose storages count.
         hardware: whose kernels' inner allocations are added.
-        padded: what the question "are all of these tokens real?" is answered with, negated.
-        tokens: the longest sequence, which is what code asks for when it reads an integer back.
-        samples: how many begin in a packed batch; 0 where none is packed.
+        padded: as `Answers` has it.
+        tokens: the same.
+        samples: the same.
     """
 
     def __init__(
@@ -73,9 +74,8 @@ class Tracker(TorchDispatchMode):
         """The size by which logits are recognised."""
         self._device = device
         self._hardware = hardware
-        self._padded = padded
-        self._tokens = tokens
-        self._samples = samples
+        self._answers = Answers(padded=padded, tokens=tokens, samples=samples)
+        self._selections = self._answers.selections()
         self._live: dict[int, tuple[weakref.ref[Any], Allocation]] = {}
         self._rules = kernels.rules(hardware)
         self._last_first = kernels.last_output_first(hardware)
@@ -90,10 +90,11 @@ class Tracker(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "meta":
-            return self._answer(args[0])
-        if func is torch.ops.aten.nonzero.default and args[0].device.type == "meta":
-            func, args = torch.ops.aten.new_empty.default, self._found_in(args[0])
-            kwargs = {"dtype": torch.int64}
+            return self._answers.value(args[0], phase=self.places.phase, operation=self.places.operation)
+        select = self._selections.get(func)
+        if select is not None and depends_on_values(func, args):
+            with self:
+                return select(*args)
         if func is _ADD_IN_PLACE:
             self._label_addend(args)
         if func is self._chunked_loss:
@@ -156,25 +157,6 @@ class Tracker(TorchDispatchMode):
     def _follow(self, storage: Any, allocation: Allocation) -> None:
         key = storage._cdata
         self._live[key] = (weakref.ref(storage, lambda _: self._free(key)), allocation)
-
-    def _answer(self, tensor: torch.Tensor) -> Any:
-        """The value of a tensor that has none."""
-        if tensor.dtype == torch.bool:
-            # A number turned into a truth value asks whether positions restart, as packed sequences' do
-            # (transformers/modeling_flash_attention_utils.py, _is_packed_sequence); `all` asks about the mask, or
-            # whether no row holds a second sample (masking_utils.py, find_packed_sequence_indices).
-            restarts = self.places.operation.startswith("aten._to_copy")
-            if self._samples:
-                return restarts
-            return not restarts and not self._padded
-        if tensor.is_floating_point():
-            # A gradient scaler asks how many gradients are not finite.
-            return 0.0 if self.places.phase == "optimizer step" else 1.0
-        return self._tokens
-
-    def _found_in(self, tensor: torch.Tensor) -> tuple[Any, ...]:
-        """Arguments of new_empty for what nonzero finds: where samples begin, or the largest result it can have."""
-        return tensor, (self._samples or tensor.numel(), tensor.dim())
 
     def _locate(self) -> str:
         """The module that the running operation belongs to; sets the moment in backward."""
