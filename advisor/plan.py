@@ -86,7 +86,7 @@ class LoraSettings:
     """Probability that an element of the adapter's input is dropped."""
 
     target_modules: str | tuple[str, ...] = "all-linear"
-    """"all-linear" (every Linear but the output head), or names of Linear modules."""
+    """"all-linear" (every Linear but the output head, and what no adapter goes around), or names of Linear modules."""
 
     def __post_init__(self) -> None:
         check_int("lora.rank", self.rank)

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from advisor.errors import EnvironmentLacksError, InputError, PlanError
-from advisor.plan import LoraSettings, Plan, Quantization
+from advisor.errors import EnvironmentLacksError, InputError, PlanError, first_line
+from advisor.plan import Plan, Quantization
+from advisor.training.adapters import add_adapters
 from advisor.training.configuration import build_config
 from advisor.training.loss import chunk_loss
 from advisor.training.optimizer import build_optimizer
@@ -136,7 +137,7 @@ def _prepare_to_train(causal_lm: Any, plan: Plan, device: torch.device | str, to
         causal_lm.requires_grad_(False)
         if plan.gradient_checkpointing:
             causal_lm.enable_input_require_grads()
-        model = _add_adapters(causal_lm, plan.lora, device)
+        model = add_adapters(causal_lm, plan.lora, device)
     if plan.gradient_checkpointing:
         _checkpoint(causal_lm)
     model.train()
@@ -195,12 +196,21 @@ def build_skeleton(plan: Plan, architecture: Mapping[str, Any]) -> Any:
     try:
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=_dtype(plan), attn_implementation=built_with)
-    except (ValueError, ImportError) as error:
+    except ValueError as error:
+        if "attention implementation" not in str(error):
+            raise InputError(
+                f"transformers cannot build this {config.model_type} model: {first_line(error)}",
+                hint="Check the config.json against the installed transformers.",
+            ) from error
         raise PlanError(
             "attention",
             f"{config.model_type} cannot use {plan.attention}",
             why=str(error)[:300],
             hint='Write attention = "eager".',
+        ) from error
+    except ImportError as error:
+        raise EnvironmentLacksError(
+            f"{config.model_type} needs a package that is not installed.", why=first_line(error), hint="Install it."
         ) from error
     if plan.attention != built_with:
         model.config._attn_implementation = plan.attention
@@ -211,9 +221,10 @@ def build_skeleton(plan: Plan, architecture: Mapping[str, Any]) -> Any:
 def _fill(model: Any, plan: Plan, device: torch.device) -> None:
     """Give parameters storage on `device` in the order in which transformers loads a checkpoint.
 
-    4-bit weights arrive in 16 bits and are quantised one at a time, as transformers does it; every
-    Linear but the output head is. Shared parameters stay shared.
-    Source: transformers core_model_loading.py (convert_and_load_state_dict_in_model, dot_natural_key).
+    4-bit weights arrive in 16 bits and are quantised one at a time, as transformers does it; every Linear and Conv1D
+    but the output head and the last module is. Shared parameters stay shared.
+    Source: transformers core_model_loading.py (convert_and_load_state_dict_in_model, dot_natural_key),
+    integrations/bitsandbytes.py (replace_with_bnb_linear), quantizers/base.py (get_keys_to_not_convert).
     """
     from torch import nn
 
@@ -241,15 +252,17 @@ def _fill(model: Any, plan: Plan, device: torch.device) -> None:
         model.config._is_quantized = True
 
 
-def quantised_modules(model: Any, plan: Plan) -> Iterator[tuple[str, nn.Linear]]:
-    """The modules that become 4-bit, by name: every Linear but the output head."""
+def quantised_modules(model: Any, plan: Plan) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that become 4-bit, by name: every Linear and Conv1D but the output head and the last module."""
     from torch import nn
+    from transformers.pytorch_utils import Conv1D
 
     if plan.quantization is None:
         return
-    head = model.get_output_embeddings()
+    last = [name for name, _ in model.named_parameters()][-1].rpartition(".")[0]
+    kept = (model.get_output_embeddings(), model.get_submodule(last))
     for path, module in model.named_modules():
-        if type(module) is nn.Linear and module is not head:
+        if type(module) in (nn.Linear, Conv1D) and module not in kept:
             yield path, module
 
 
@@ -263,8 +276,8 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def _linear_4bit(linear: nn.Linear, quantization: Quantization, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """One Linear on meta → its quantised form on `device`.
+def _linear_4bit(linear: Any, quantization: Quantization, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """One Linear or Conv1D on meta → its quantised form on `device`.
 
     Without storage the weights and statistics come from bitsandbytes' own shape functions.
     """
@@ -283,12 +296,16 @@ def _linear_4bit(linear: nn.Linear, quantization: Quantization, dtype: torch.dty
             compress_statistics=quantization.double,
             quant_type=quantization.type,
         )
-    quantized.in_features, quantized.out_features = linear.in_features, linear.out_features
+    weight = _random(linear.weight, device)
+    if not isinstance(linear, torch.nn.Linear):
+        weight = weight.T.contiguous()  # a Conv1D's is (inputs, outputs)
+    quantized.out_features, quantized.in_features = weight.shape
     data, state = functional.quantize_4bit(
-        _random(linear.weight, device),
+        weight,
         compress_statistics=quantization.double,
         quant_type=quantization.type,
     )
+    del weight
     quantized.weight = Params4bit(
         data,
         requires_grad=False,
@@ -317,42 +334,6 @@ def _upcast_frozen(model: Any) -> None:
     from peft import prepare_model_for_kbit_training
 
     prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-
-
-def _add_adapters(model: Any, lora: LoraSettings, device: torch.device | str) -> Any:
-    """PEFT's LoRA around the model; adapters are fp32 by PEFT's default.
-
-    Raises:
-        PlanError: none of the target modules exists in this model.
-    """
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    targets = lora.target_modules
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type="CAUSAL_LM",
-    )
-    try:
-        with torch.device(device):
-            return get_peft_model(model, config)
-    except ValueError as error:
-        names = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if _is_linear(m)})
-        raise PlanError(
-            "lora.target_modules",
-            "no module of this model matches",
-            why=str(error)[:300],
-            hint=f"The Linear modules of this model are {', '.join(names)}.",
-        ) from error
-
-
-def _is_linear(module: nn.Module) -> bool:
-    from torch import nn
-
-    return isinstance(module, nn.Linear)
 
 
 def _checkpoint(causal_lm: Any) -> None:

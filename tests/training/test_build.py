@@ -118,6 +118,49 @@ def test_padding_is_the_architectures_own_where_a_smaller_vocabulary_has_it(
     assert build_config(config).pad_token_id == padding
 
 
+SMALL = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def adapted(built: BuiltModel) -> set[str]:
+    """Last names of the modules that have adapters."""
+    return {name.split(".")[-4] for name in trainable(built) if "lora_A" in name}
+
+
+def test_adapters_on_all_linear_modules_leave_a_router_alone(make_plan: Any) -> None:
+    # Its forward returns what it chose as well: wrapped by PEFT, it would end the first forward.
+    plan = make_plan("lora")
+    built = build_model(plan, {"model_type": "phimoe", **SMALL, **HEADS, "num_local_experts": 4}, "meta")
+    assert adapted(built) == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+def test_adapters_on_all_linear_modules_leave_out_what_mambas_kernel_reads(make_plan: Any) -> None:
+    plan = make_plan("lora", attention="eager")
+    built = build_model(plan, {"model_type": "falcon_mamba", **SMALL}, "meta")
+    assert adapted(built) == {"in_proj", "x_proj", "dt_proj"}
+
+
+def test_what_peft_refuses_is_not_said_to_be_missing(make_plan: Any) -> None:
+    plan = make_plan("lora", attention="eager", lora={"target_modules": ["out_proj"]})
+    with pytest.raises(PlanError, match="PEFT refuses") as caught:
+        build_model(plan, {"model_type": "falcon_mamba", **SMALL}, "meta")
+    assert "dt_proj, in_proj" in caught.value.hint
+
+
+def test_gpt2s_transposed_weights_are_quantised_too(make_plan: Any) -> None:
+    small = {"model_type": "gpt2", "vocab_size": 512, "n_embd": 64, "n_layer": 1, "n_head": 4}
+    block = build_model(make_plan("qlora"), small, "meta").decoder.h[0]
+    fused = block.attn.c_attn.base_layer
+    assert type(fused).__name__ == "Linear4bit"
+    assert (fused.in_features, fused.out_features) == (64, 192)
+
+
+def test_what_transformers_refuses_to_build_is_not_blamed_on_attention(make_plan: Any) -> None:
+    with pytest.raises(InputError, match="cannot build this gemma3n_text model") as caught:
+        build_model(make_plan("full"), {"model_type": "gemma3n_text", **SMALL, **HEADS}, "meta")
+    assert not isinstance(caught.value, PlanError)
+
+
 def test_an_architecture_without_checkpointing_is_offered_none(make_plan: Any) -> None:
     small = {"model_type": "ctrl", "vocab_size": 512, "n_embd": 64, "dff": 64, "n_layer": 2, "n_head": 2}
     plan = make_plan("full", attention="eager", gradient_checkpointing=True)
