@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     import torch
 
 _IGNORED_LABEL = -100
-_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "output_multiplier_scale")
+_LOGIT_TRANSFORMS = (
+    *("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"),
+    *("logits_scaling", "logit_scale", "output_multiplier_scale", "lm_head_multiplier", "logits_mup_width_multiplier"),
+)
 _LARGEST_FP16 = 65504
 _LARGEST_LOSS = 16
 """Natural logarithms a token; guessing among 200,000 tokens costs 12.2."""
@@ -27,13 +30,17 @@ def chunk_loss(causal_lm: Any) -> None:
     """Replace the forward of a causal LM by one that computes its loss in chunks and returns no logits.
 
     Raises:
-        PlanError: the architecture transforms its logits before the loss.
+        PlanError: the architecture's logits are more than the product of the decoder's states and one matrix.
     """
-    transforms = [name for name in _LOGIT_TRANSFORMS if getattr(causal_lm.config, name, None)]
-    if transforms:
+    config = causal_lm.config.get_text_config()
+    left_out = [name for name in _LOGIT_TRANSFORMS if getattr(config, name, None)]
+    head = causal_lm.get_output_embeddings()
+    if all(child is not head for child in causal_lm.children()):
+        left_out.append("transform before its output matrix")
+    if left_out:
         raise PlanError(
             "loss",
-            f"a chunked loss would leave out this model's {transforms[0]}",
+            f"a chunked loss would leave out this model's {left_out[0]}",
             hint='Use loss = "standard".',
         )
 

@@ -140,6 +140,18 @@ def test_adapters_on_all_linear_modules_leave_out_what_mambas_kernel_reads(make_
     assert adapted(built) == {"in_proj", "x_proj", "dt_proj"}
 
 
+@pytest.mark.parametrize(
+    ("config", "left_out"),
+    [
+        ({"model_type": "falcon_h1", **SMALL, **HEADS, "lm_head_multiplier": 0.5}, "lm_head_multiplier"),
+        ({"model_type": "bert", **SMALL, "num_attention_heads": 4, "is_decoder": True}, "transform"),
+    ],
+)
+def test_a_chunked_loss_leaves_nothing_out_of_the_logits(config: dict[str, Any], left_out: str, make_plan: Any) -> None:
+    with pytest.raises(PlanError, match=left_out):
+        build_model(make_plan("full", loss="chunked"), config, "meta")
+
+
 def test_what_peft_refuses_is_not_said_to_be_missing(make_plan: Any) -> None:
     plan = make_plan("lora", attention="eager", lora={"target_modules": ["out_proj"]})
     with pytest.raises(PlanError, match="PEFT refuses") as caught:
