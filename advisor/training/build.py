@@ -14,6 +14,7 @@ from advisor.errors import EnvironmentLacksError, InputError, PlanError, first_l
 from advisor.plan import Plan, Quantization
 from advisor.training.adapters import add_adapters
 from advisor.training.configuration import build_config
+from advisor.training.flash import use_flash_attention
 from advisor.training.loss import chunk_loss
 from advisor.training.optimizer import build_optimizer
 from advisor.training.packing import separate_samples
@@ -213,7 +214,7 @@ def build_skeleton(plan: Plan, architecture: Mapping[str, Any]) -> Any:
             f"{config.model_type} needs a package that is not installed.", why=first_line(error), hint="Install it."
         ) from error
     if plan.attention != built_with:
-        model.config._attn_implementation = plan.attention
+        use_flash_attention(model)
     model.tie_weights()
     return model
 

@@ -188,6 +188,18 @@ def test_flash_attention_is_not_refused_by_an_architecture_without_sdpa() -> Non
     assert any("_flash_attention_forward" in event.allocation.operation for event in found.events)
 
 
+def test_flash_attention_runs_in_an_architecture_that_chose_a_class_for_it() -> None:
+    small = {"model_type": "falcon", "vocab_size": 512, "hidden_size": 128, "num_hidden_layers": 1}
+    found = traced({**small, "num_attention_heads": 4}, **LORA, attention="flash_attention_2", seq_len=64)
+    assert any("_flash_attention_forward" in event.allocation.operation for event in found.events)
+
+
+def test_flash_attention_is_refused_where_transformers_refuses_it() -> None:
+    small = {"model_type": "bloom", "vocab_size": 512, "hidden_size": 128, "n_layer": 1, "n_head": 4}
+    with pytest.raises(PlanError, match="bloom cannot use flash_attention_2"):
+        traced(small, **LORA, attention="flash_attention_2", seq_len=64)
+
+
 @pytest.mark.parametrize(
     "fields",
     [

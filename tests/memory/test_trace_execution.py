@@ -132,6 +132,34 @@ def test_peak_is_that_of_real_execution(architecture: dict[str, Any], method: st
     assert traced_peak(plan, architecture) == pytest.approx(real, rel=TOLERANCE)
 
 
+WIDE = {"vocab_size": 2048, "hidden_size": 256, "num_hidden_layers": 2, "pad_token_id": 0}
+HEADS = {"intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields"),
+    [
+        (
+            {"model_type": "qwen3_moe", **WIDE, **HEADS, **EXPERTS},
+            {"method": "full", "padding": "longest", "gradient_accumulation": 3},
+        ),
+        (
+            {"model_type": "gemma3_text", **WIDE, **HEADS, "sliding_window": 128},
+            {"method": "full", "gradient_checkpointing": False, "optimizer": "adamw_torch"},
+        ),
+        (
+            {"model_type": "gpt2", "vocab_size": 2048, "n_embd": 256, "n_layer": 2, "n_head": 4, "n_positions": 512},
+            {**METHODS["qlora"], "gradient_checkpointing": False, "lora": {"rank": 8, "dropout": 0.05}},
+        ),
+    ],
+    ids=["experts", "windows", "transposed weights and dropout"],
+)
+def test_other_architectures_are_traced_as_they_run(architecture: dict[str, Any], fields: dict[str, Any]) -> None:
+    plan = plan_from_fields({"model": "small", "dtype": "float32", "micro_batch": 2, "seq_len": 256, **fields})
+    assert traced_peak(plan, architecture) == pytest.approx(profiled_peak(plan, architecture), rel=TOLERANCE)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_a_weight_is_quantised_on_a_processor_beside_the_places_of_its_codes(dtype: str, kind: str) -> None:
