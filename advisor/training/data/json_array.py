@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from advisor.errors import InputError, shown
 from advisor.training.data.lines import open_bytes
+from advisor.training.data.objects import DECODER, TwinKeyError
 from advisor.training.data.rows import MAX_ROW_BYTES, Place, RawRow, RowError
 from advisor.units import size
 
@@ -33,7 +34,7 @@ def read_array(path: Path, name: str) -> Iterator[RawRow]:
         while True:
             place = Place(file=name, number=text.line)
             value = text.element()
-            yield RawRow(place, value if isinstance(value, Mapping) else _not_an_object(value))
+            yield RawRow(place, value if isinstance(value, (Mapping, RowError)) else _not_an_object(value))
             if text.next() == "]":
                 break
             text.take(",")
@@ -56,7 +57,6 @@ class _Window:
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
         self._text = ""
         self._at = 0
-        self._decoder = json.JSONDecoder()
         self.line = 1
 
     def next(self) -> str:
@@ -81,11 +81,11 @@ class _Window:
         self._at += 1
 
     def element(self) -> Any:
-        """The JSON value that starts here."""
+        """The JSON value that starts here; a RowError for one that ends where it should, but cannot be used."""
         block = _BLOCK
         while True:
             try:
-                value, end = self._decoder.raw_decode(self._text, self._at)
+                value, end = self._decode()
             except json.JSONDecodeError as error:
                 if not self._read(block):
                     raise self.error(f"{error.msg[:1].lower()}{error.msg[1:]}", error.pos) from error
@@ -100,6 +100,12 @@ class _Window:
             self.line += self._text.count("\n", self._at, end)
             self._at = end
             return value
+
+    def _decode(self) -> tuple[Any, int]:
+        try:
+            return DECODER.raw_decode(self._text, self._at)
+        except TwinKeyError as error:
+            return RowError(str(error)), json.JSONDecoder().raw_decode(self._text, self._at)[1]
 
     def error(self, why: str, position: int | None = None) -> InputError:
         """What is wrong, and on which line."""

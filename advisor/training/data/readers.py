@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from advisor.errors import InputError, first_line, shown
 from advisor.training.data.json_array import read_array
 from advisor.training.data.lines import open_bytes, read_lines
+from advisor.training.data.objects import DECODER, TwinKeyError
 from advisor.training.data.rows import MAX_ROW_BYTES, Place, RawRow, RowError
 from advisor.training.data.samples import FORMATS, columns_of, recognise
 from advisor.training.data.source import Kind
@@ -47,9 +48,11 @@ def read_jsonl(path: Path, name: str) -> Iterator[RawRow]:
 def parse_object(text: str) -> Mapping[str, Any] | RowError:
     """A JSON object, or why it is none."""
     try:
-        value = json.loads(text)
+        value = DECODER.decode(text)
     except json.JSONDecodeError as error:
         return RowError(f"not JSON: {error.msg} at column {error.colno:,}")
+    except TwinKeyError as error:
+        return RowError(str(error))
     except (RecursionError, ValueError):
         return RowError("not JSON that can be read: nested too deep, or a number too long")
     return value if isinstance(value, dict) else RowError(f"{shown(value, 24)} is not an object")

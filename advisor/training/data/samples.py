@@ -111,12 +111,16 @@ def columns_of(names: Iterable[str]) -> list[str]:
     return [name for name in read if name in names]
 
 
+def named(columns: Iterable[str], most: int) -> str:
+    """The first of some columns' names."""
+    return ", ".join(shown(name, 24) for name in list(columns)[:most]) or "no columns"
+
+
 def refuse_columns(place: str, columns: Iterable[str]) -> InputError:
     """The error for columns that mean nothing here."""
-    found = ", ".join(shown(name, 40) for name in list(columns)[:12]) or "no columns"
     understood = "; ".join(" + ".join(needed) for needed in FORMATS.values())
     return InputError(
-        f"The columns of {place} are not understood: {found}.",
+        f"The columns of {place} are not understood: {named(columns, 12)}.",
         why=f"Understood are: {understood} (alpaca may also have input).",
         hint="Rename the columns.",
     )
@@ -130,8 +134,7 @@ def parse_sample(layout: Format, columns: Mapping[str, Any]) -> Sample:
     """
     missing = [name for name in FORMATS[layout] if name not in columns]
     if missing:
-        found = ", ".join(shown(name, 24) for name in list(columns)[:4]) or "nothing"
-        raise RowError(f"no {' and no '.join(missing)}; it has {found}")
+        raise RowError(f"no {' and no '.join(missing)}; it has {named(columns, 4)}")
     return _PARSERS[layout](columns)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -10,8 +10,11 @@ from advisor.errors import InputError
 from advisor.training.data.hub import read_hub
 from advisor.training.data.readers import reader_of
 from advisor.training.data.rows import BadRowLog, BadRows, Place, RawRow, RowError
-from advisor.training.data.samples import Format, Sample, parse_sample, recognise, refuse_columns
+from advisor.training.data.samples import Format, Sample, named, parse_sample, recognise, refuse_columns
 from advisor.training.data.source import Files, find_source, some
+
+_STRANGERS = 1000
+"""Rows at a source's start with columns of no format after which the others are not waited for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,8 @@ class RowStream:
         self.read = 0
         """Rows read so far, good and bad."""
         self._origin = find_source(source)
+        self._strangers = 0
+        self._refusal: InputError | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -66,6 +71,8 @@ class RowStream:
                 self.bad.add(row.place, error)
         if not self.read:
             raise InputError(f"{self.source} holds no rows.")
+        if self._refusal is not None and self._strangers == self.read:
+            raise self._refusal
 
     def _raw_rows(self) -> Iterator[RawRow]:
         if not isinstance(self._origin, Files):
@@ -79,8 +86,17 @@ class RowStream:
         if self.format is None:
             self.format = recognise(row.columns)
             if self.format is None:
-                raise refuse_columns(str(row.place), row.columns)
+                raise self._stranger(row, row.columns)
         return parse_sample(self.format, row.columns)
+
+    def _stranger(self, row: RawRow, columns: Iterable[str]) -> Exception:
+        """What is wrong with columns of no format: where each row has its own, only the row, unless all are so."""
+        self._strangers += 1
+        self._refusal = self._refusal or refuse_columns(str(row.place), columns)
+        each_its_own = isinstance(self._origin, Files) and self._origin.kind in ("jsonl", "json")
+        if not each_its_own or self._strangers == _STRANGERS:
+            return self._refusal
+        return RowError(f"its columns are not understood: {named(columns, 4)}")
 
 
 def check_rows(source: str, *, skip_bad_rows: bool = False) -> RowSummary:
