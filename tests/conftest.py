@@ -78,3 +78,15 @@ def small_grouped_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from small_model import make_small_model
 
     return make_small_model(tmp_path_factory.mktemp("model") / "small-phi3-grouped", kv_heads=2)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 40 MB: one checkpoint of the small model has room, a second does not."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -253,12 +253,13 @@ def failure(attempt: Attempt) -> RunFailedError:
         "failed": f"The training failed at step {result.step:,}." if result.step else "The training did not begin.",
     }
     kept = f" The last checkpoint, {result.checkpoint}, is complete." if result.checkpoint else ""
-    hint = result.hint
+    log, hints = os.path.join(job.out, "log.txt"), [result.hint] if result.hint else []
     usable = result.exit_code in (None, RunFailedError.exit_code)
+    if result.outcome == "failed" and usable and log not in result.hint:
+        hints.append(f"The log: {log}")
     if result.checkpoint and result.outcome != "diverged" and usable:
-        hint = f"{hint} Then go on: {resume_command(attempt.launch)}".strip()
-    log = f" The log: {os.path.join(job.out, 'log.txt')}" if result.outcome == "failed" and usable else ""
-    error = RunFailedError(titles[result.outcome], why=f"{result.message}{kept}", hint=f"{hint}{log}".strip())
+        hints.append(f"Then go on: {resume_command(attempt.launch)}")
+    error = RunFailedError(titles[result.outcome], why=f"{result.message}{kept}", hint="\n".join(hints))
     error.exit_code = result.exit_code or RunFailedError.exit_code
     return error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +35,9 @@ _GRACE_SECONDS = 10.0
 
 _AT_ONCE_SECONDS = 3.0
 """A trainer that was told to stop at once gets that long to say so."""
+
+_NOTHING_BYTES = 2**16
+"""A disk that has less free is full: a log and a result do not fit."""
 
 _POSIX = os.name == "posix"
 _KILL = signal.SIGKILL if _POSIX else signal.SIGTERM
@@ -270,6 +274,14 @@ def _missing_result(training: _Training, run: str, since: int) -> Result:
             checkpoint=checkpoint,
             message="The training process was killed from outside (SIGKILL).",
             hint="The system does that when host RAM runs out: close other programs, or take a smaller plan.",
+        )
+    if shutil.disk_usage(run).free < _NOTHING_BYTES:
+        return Result(
+            outcome="disk_full",
+            step=step,
+            checkpoint=checkpoint,
+            message="Nothing more could be written.",
+            hint="Free some space.",
         )
     return Result(
         outcome="failed",

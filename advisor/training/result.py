@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
-from advisor.training.checkpoints import write_json
+from advisor.training.checkpoints import flush, write_json
 
 Outcome = Literal["finished", "interrupted", "out_of_memory", "diverged", "disk_full", "failed"]
 
 RESULT = "result.json"
+_ROOM = ".result.room"
+_ROOM_BYTES = 2**14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,13 +64,36 @@ class Result:
     """Of a failure: 2 where what was given cannot be used, 3 where something is missing, 4 otherwise."""
 
 
+def keep_room(folder: Path) -> None:
+    """Take the room that a result needs while there is some: a disk that is full has none for the sentence that it is.
+
+    A disk that is full already is heard of soon enough.
+    """
+    with contextlib.suppress(OSError):
+        (folder / _ROOM).write_bytes(b" " * _ROOM_BYTES)
+        flush(folder / _ROOM)
+
+
 def write_result(folder: Path, result: Result) -> None:
-    """Write result.json: aside and renamed, or in place where a full disk leaves no room for a second one."""
+    """Write result.json: aside and renamed, or over the room that was kept for it where a full disk has no other.
+
+    Raises:
+        OSError: there is neither.
+    """
     values = {"schema": 1, **asdict(result)}
     try:
         write_json(folder / RESULT, values)
     except OSError:
-        (folder / RESULT).write_text(json.dumps(values), encoding="utf-8")
+        _write_over(folder / _ROOM, json.dumps(values).encode())
+        os.replace(folder / _ROOM, folder / RESULT)
+    (folder / _ROOM).unlink(missing_ok=True)
+
+
+def _write_over(room: Path, content: bytes) -> None:
+    """Blanks after a JSON value mean nothing."""
+    with open(room, "r+b") as file:
+        file.write(content.ljust(_ROOM_BYTES))
+    flush(room)
 
 
 def read_result(folder: Path) -> Result | None:
@@ -81,4 +108,4 @@ def read_result(folder: Path) -> Result | None:
     return Result(**{name: value for name, value in values.items() if name in known})
 
 
-__all__ = ["RESULT", "Outcome", "Result", "read_result", "write_result"]
+__all__ = ["RESULT", "Outcome", "Result", "keep_room", "read_result", "write_result"]

@@ -18,7 +18,7 @@ from advisor.training.interruption import Interrupted, Interruption
 from advisor.training.job import Job, read_job
 from advisor.training.log import LOG, log_to_file
 from advisor.training.outcome import asked_for, outcome_of
-from advisor.training.result import Outcome, Result, write_result
+from advisor.training.result import Outcome, Result, keep_room, write_result
 
 if TYPE_CHECKING:
     from advisor.training.session import Session
@@ -35,6 +35,7 @@ def main(job_path: str) -> int:
     folder = Path(job.out)
     folder.mkdir(parents=True, exist_ok=True)
     _prepare_environment(job)
+    keep_room(folder)
     log_to_file(folder)
     try:
         return _run(job, folder)

@@ -46,6 +46,13 @@ if behaviour not in ("unready", "unknown"):
 open(run + "/began", "w").close()
 if behaviour == "finish":
     write("finished")
+elif behaviour == "fill":
+    with open(run + "/filler", "wb", buffering=0) as file:
+        for size in (2**20, 1):
+            try:
+                while True: file.write(bytes(size))
+            except OSError as error: full = error
+    raise full
 elif behaviour == "crash":
     raise RuntimeError("the reason why")
 else:
@@ -219,6 +226,13 @@ def test_a_crash_is_told_with_the_end_of_the_log(run: Path) -> None:
     assert "RuntimeError: the reason why" in answer["result"]["message"]
     assert "earlier attempt" not in answer["result"]["message"]
     assert "what an earlier attempt said" in (run / "log.txt").read_text()
+
+
+def test_a_trainer_whose_disk_left_no_room_for_a_word_is_told_by_the_disk(small_disk: Path) -> None:
+    (small_disk / "trainer.py").write_text(TRAINER)
+    (small_disk / "run").mkdir()
+    answer = ended(start(small_disk / "run", "fill"), small_disk / "run")
+    assert (answer["result"]["outcome"], answer["result"]["hint"]) == ("disk_full", "Free some space.")
 
 
 def test_a_result_of_an_earlier_attempt_is_not_taken_for_this_one_s(run: Path) -> None:

@@ -150,7 +150,7 @@ PARTS = frozenset(
             "{} rule{} flash attention out",
         ),
         *("The nearest {} {}.", "out of memory{}. {}", "The probe failed{}.", "{} held by others{}{}"),
-        *("Packing {} {} of the tokens computed: {} samples to a row, {} full.", "{} Then go on: {}"),
+        "Packing {} {} of the tokens computed: {} samples to a row, {} full.",
         *("{} Speed assumes {}.", "phi3-advise: {}", "{} --launch --data {}", "{}, {}, {} × {} tokens on {}"),
     }
 )

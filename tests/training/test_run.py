@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -11,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -158,18 +159,6 @@ def test_asked_to_stop_when_nothing_is_left_to_train_it_finishes(small_model: Pa
     assert (tmp_path / "adapter_config.json").exists()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 40 MB: one checkpoint of the small model has room, a second does not."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting is not allowed here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_a_disk_that_fills_leaves_the_last_good_checkpoint(small_model: Path, rows: Path, small_disk: Path) -> None:
     out = small_disk / "run"
     job = make_job(out, small_model, rows, "full", training={"epochs": 9999.0}, job={"save_steps": 2})
@@ -180,6 +169,29 @@ def test_a_disk_that_fills_leaves_the_last_good_checkpoint(small_model: Path, ro
     assert (result["outcome"], result["checkpoint"], kept.step) == ("disk_full", str(kept.path), 2)
     assert (result["message"], result["exit_code"]) == ("Nothing more could be written.", 4)
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["checkpoint-2"]
+
+
+def test_a_disk_that_something_else_fills_to_its_last_byte_is_said_to_be_full(
+    small_model: Path, rows: Path, small_disk: Path
+) -> None:
+    out = small_disk / "run"
+    job = make_job(out, small_model, rows, training={"epochs": 9999.0}, job={"save_steps": 2})
+    process = start(job)
+    wait_until(lambda: last_checkpoint(out / "checkpoints") is not None, process)
+    with (small_disk / "something-else").open("wb", buffering=0) as other:
+        while process.poll() is None:
+            with contextlib.suppress(OSError):
+                other.write(bytes(2**16))
+                continue
+            with contextlib.suppress(OSError):
+                other.write(b"x")
+            time.sleep(0.001)
+    assert finish(process) == 4
+    result = read_result(out)
+    kept = last_checkpoint(out / "checkpoints")
+    assert kept is not None
+    assert (result["outcome"], result["checkpoint"]) == ("disk_full", str(kept.path))
+    assert not list(out.glob(".result*"))
 
 
 def test_a_file_that_may_not_grow_is_a_full_disk(small_model: Path, rows: Path, tmp_path: Path) -> None:
