@@ -20,7 +20,7 @@ from advisor.launch.process import running_trainer
 from advisor.launch.resolve import Launch, architecture_of, data_path, judge, with_memory, with_said
 from advisor.plan import Plan, plan_to_fields
 from advisor.profiles import find_model, load_plan
-from advisor.training.checkpoints import CHECKPOINTS, complete_checkpoints, newer_than
+from advisor.training.checkpoints import CHECKPOINTS, complete_checkpoints, last_sound_checkpoint, newer_than
 from advisor.training.job import Job
 from advisor.training.result import Result, read_result
 
@@ -61,14 +61,14 @@ def resolve_resumed(out: str, gpu: Gpu | None, find_gpu: Callable[[str], Gpu], s
     _refuse_what_is_running(out)
     training = with_said(_training_as_edited(job.plan, out), said.length)
     folder = Path(out, CHECKPOINTS)
-    complete = complete_checkpoints(folder)
-    done = complete[-1].step if complete else 0
+    sound = last_sound_checkpoint(folder)
+    done = sound.step if sound is not None else 0
     _refuse_what_is_done(out, job.plan.training, training, read_result(Path(out)), done)
     device = gpu if gpu is not None else find_gpu(job.device)
     job = replace(
         job,
         plan=replace(job.plan, training=training),
-        resume=bool(complete),
+        resume=bool(complete_checkpoints(folder)),
         device=torch_device(device),
         data=data_path(said.data) if said.data is not None else job.data,
         skip_bad_rows=job.skip_bad_rows or said.skip_bad_rows,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 _UNFINISHED = ".unfinished"
 _PREFIX = "checkpoint-"
+_BLOCK = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,8 @@ def write_checkpoint(
     try:
         write(aside)
         files = dict(_files(aside))
-        manifest = {"schema": 1, "step": step, "files": files, "facts": dict(facts or {})}
+        checksums = {name: _checksum(aside / name) for name in files}
+        manifest = {"schema": 1, "step": step, "files": files, "checksums": checksums, "facts": dict(facts or {})}
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         _flush_all(aside)
         shutil.rmtree(target, ignore_errors=True)
@@ -78,6 +81,20 @@ def last_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest complete one, or None."""
     complete = complete_checkpoints(folder)
     return complete[-1] if complete else None
+
+
+def last_sound_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest complete one that holds what was written into it, or None; reads it to the end."""
+    return next((one for one in reversed(complete_checkpoints(folder)) if _is_sound(one)), None)
+
+
+def go_back_to_sound(folder: Path) -> Checkpoint | None:
+    """The same; newer ones, which are damaged, are complete no longer, so that their steps can be saved again."""
+    sound = last_sound_checkpoint(folder)
+    for one in complete_checkpoints(folder):
+        if sound is None or one.step > sound.step:
+            (one.path / MANIFEST).unlink()
+    return sound
 
 
 def newer_than(folder: Path, step: int) -> tuple[str, ...]:
@@ -109,6 +126,25 @@ def _read(path: Path) -> Checkpoint | None:
     if not whole or path.name != f"{_PREFIX}{step}":
         return None
     return Checkpoint(path=path, step=step, facts=facts, size_bytes=total)
+
+
+def _is_sound(checkpoint: Checkpoint) -> bool:
+    """Whether its bytes are those that were written, as far as its manifest says which those are."""
+    try:
+        manifest = json.loads((checkpoint.path / MANIFEST).read_text(encoding="utf-8"))
+        expected = manifest.get("checksums", {}).items()
+        return all(_checksum(checkpoint.path / name) == checksum for name, checksum in expected)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _checksum(path: Path) -> int:
+    """CRC-32 of a file: what a disk or a hand changed of it shows, and a gigabyte takes about a second."""
+    found = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            found = zlib.crc32(block, found)
+    return found
 
 
 def _files(folder: Path) -> Iterator[tuple[str, int]]:

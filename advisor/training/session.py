@@ -18,7 +18,7 @@ from advisor.report.terminal.console import make_console
 from advisor.report.terminal.training import TrainingDisplay
 from advisor.training.artefacts import CardFacts, save_artefacts
 from advisor.training.build import BuiltModel, build_skeleton, fill_model, load_model
-from advisor.training.checkpoints import CHECKPOINTS, Checkpoint, complete_checkpoints, last_checkpoint
+from advisor.training.checkpoints import CHECKPOINTS, Checkpoint, complete_checkpoints, go_back_to_sound
 from advisor.training.data import (
     ArrayRows,
     Collator,
@@ -180,14 +180,14 @@ class Session:
         )
 
     def _checkpoint_to_resume(self) -> Checkpoint | None:
-        """The last complete one, where the job asks to go on.
+        """The last sound one, where the job asks to go on.
 
         Raises:
             InputError: the folder has checkpoints, and the job does not ask to go on from them.
         """
         folder = self._folder / CHECKPOINTS
         if self._job.resume:
-            return last_checkpoint(folder)
+            return go_back_to_sound(folder)
         if complete_checkpoints(folder):
             raise InputError(
                 f"{self._folder} has checkpoints of an earlier run.",

@@ -144,6 +144,20 @@ def test_a_plan_file_that_was_changed_is_not_passed_over(
     assert resolve(folder, cpu).job.resume
 
 
+def test_a_damaged_checkpoint_is_passed_over_and_named(run: Run, cpu: Gpu) -> None:
+    folder = run(outcome="interrupted", steps=(7, 20))
+    manifest = folder / "checkpoints" / "checkpoint-20" / "manifest.json"
+    values = json.loads(manifest.read_text())
+    (manifest.parent / "weights").write_bytes(b"")
+    manifest.write_text(json.dumps({**values, "checksums": {"weights": 1}}))
+    launch = resolve(folder, cpu)
+    assert launch.job.resume
+    assert launch.notes == (
+        "The run goes on from its checkpoint of step 7.",
+        "Not whole, and passed over: checkpoint-20.",
+    )
+
+
 def test_checkpoints_that_are_not_whole_are_named(run: Run, cpu: Gpu) -> None:
     folder = run(outcome="failed", steps=(7, 20, 100))
     (folder / "checkpoints" / "checkpoint-100" / "manifest.json").write_text('{"step"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 from advisor.training.checkpoints import (
     MANIFEST,
     complete_checkpoints,
+    go_back_to_sound,
     last_checkpoint,
+    last_sound_checkpoint,
     rotate,
     write_checkpoint,
     write_json,
@@ -61,6 +64,36 @@ def test_what_is_incomplete_is_not_there(damage: str, tmp_path: Path) -> None:
     # Its place can be taken.
     write_checkpoint(tmp_path, 2, fill)
     assert steps(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["weights", "inner/state"])
+def test_what_was_changed_without_another_length_is_not_gone_on_from(name: str, tmp_path: Path) -> None:
+    written = [write_checkpoint(tmp_path, step, fill) for step in (1, 2, 3)]
+    for one in written[1:]:
+        damaged = one.path / name
+        damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    assert last_sound_checkpoint(tmp_path) == written[0]
+    assert steps(tmp_path) == [1, 2, 3]
+    assert go_back_to_sound(tmp_path) == written[0]
+    assert steps(tmp_path) == [1]
+    write_checkpoint(tmp_path, 2, fill)
+    sound = last_sound_checkpoint(tmp_path)
+    assert sound is not None
+    assert sound.step == 2
+
+
+def test_where_nothing_is_sound_everything_begins_again(tmp_path: Path) -> None:
+    (write_checkpoint(tmp_path, 1, fill).path / "weights").write_bytes(b"v" * 1000)
+    assert go_back_to_sound(tmp_path) is None
+    assert steps(tmp_path) == []
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_checksums(tmp_path: Path) -> None:
+    written = write_checkpoint(tmp_path, 1, fill)
+    manifest = json.loads((written.path / MANIFEST).read_text())
+    del manifest["checksums"]
+    (written.path / MANIFEST).write_text(json.dumps(manifest))
+    assert last_sound_checkpoint(tmp_path) == written
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
