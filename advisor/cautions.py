@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from advisor.errors import InputError
 from advisor.hardware import Gpu, Host
 from advisor.in_backward import cost_of_stepping_in_backward
 from advisor.memory.lora import match_targets
 from advisor.memory.resident import trained_elements
 from advisor.plan import METHOD_LABELS
-from advisor.profiles import ModelProfile
+from advisor.profiles import ModelProfile, ModelSource, profile_of
 from advisor.units import gib, short_count
 
 if TYPE_CHECKING:
@@ -62,6 +63,14 @@ def plan_cautions(plan: Plan, model: ModelProfile | None, gpu: Gpu) -> tuple[str
     return tuple(said)
 
 
+def known_cautions(plan: Plan, model: ModelSource, gpu: Gpu) -> tuple[str, ...]:
+    """The same, as far as the closed form knows the model and its targets; who runs the code hears the rest."""
+    try:
+        return plan_cautions(plan, profile_of(model), gpu)
+    except InputError:
+        return plan_cautions(plan, None, gpu)
+
+
 def _model_cautions(plan: Plan, model: ModelProfile) -> list[str]:
     """Where a plan goes beyond what the model, or its names, were made for."""
     arch, said = model.architecture, []
@@ -106,4 +115,4 @@ def _ram_warnings(parts: tuple[MethodAdvice, ...], gpu: Gpu, host: Host | None) 
     return []
 
 
-__all__ = ["collect_warnings", "plan_cautions"]
+__all__ = ["collect_warnings", "known_cautions", "plan_cautions"]

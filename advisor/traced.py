@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from math import prod
 
 from advisor.architecture import require_causal
-from advisor.cautions import plan_cautions
-from advisor.errors import EnvironmentLacksError, InputError, PlanError, UnsupportedError
+from advisor.cautions import known_cautions
+from advisor.errors import EnvironmentLacksError, PlanError, UnsupportedError
 from advisor.fit import Fit, check_fit
 from advisor.hardware import Gpu
 from advisor.memory.allocator import Block, CachingAllocator
@@ -135,7 +135,7 @@ def trace_plan(
         survival=replay_on(traced, gpu) if known else None,
         closed_form=closed_form,
         unknown_to_closed_form=unknown,
-        warnings=(*_cautions(plan, model, gpu), *_version_warnings()),
+        warnings=(*known_cautions(plan, model, gpu), *_version_warnings()),
     )
 
 
@@ -150,14 +150,6 @@ def _closed_form(plan: Plan, model: ModelSource, gpu: Gpu) -> tuple[Memory | Non
         if error.field not in ("model", "lora.target_modules"):
             raise
         return None, error.what
-
-
-def _cautions(plan: Plan, model: ModelSource, gpu: Gpu) -> tuple[str, ...]:
-    """As far as the closed form knows the model and its targets; the trace has judged them itself."""
-    try:
-        return plan_cautions(plan, profile_of(model), gpu)
-    except InputError:
-        return plan_cautions(plan, None, gpu)
 
 
 def require_packages(plan: Plan) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from advisor.advise import Advice, Request, advise
 from advisor.architecture import Architecture
+from advisor.cautions import known_cautions
 from advisor.errors import PlanError, UnsupportedError
 from advisor.fit import Fit, check_fit
 from advisor.hardware import Gpu, host
@@ -76,7 +77,7 @@ class Launch:
 
     packing: Packing | None = None
     notes: tuple[str, ...] = ()
-    """What a person should hear of a run that goes on."""
+    """What a person should hear of a plan that was given, or of a run that goes on."""
 
     @property
     def fits(self) -> bool:
@@ -180,6 +181,7 @@ def resolve_plan(plan: Plan, gpu: Gpu, settings: Settings, progress: Progress) -
         memory=memory,
         fit=fit,
         data=facts,
+        notes=known_cautions(plan, source, gpu),
     )
 
 
