@@ -6,7 +6,9 @@ ended, what is half-written goes. On that way out, and while it says what became
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -102,4 +104,18 @@ def _receive(number: int, _: FrameType | None) -> None:
         raise Stopped(number)
 
 
-__all__ = ["Stopped", "hear", "heed_no_more", "heed_signals", "heeded_signals", "stopped_by", "stopped_once"]
+def silence_stdout() -> None:
+    """Keeps the interpreter from complaining about a reader that has gone, or a terminal that was closed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+__all__ = [
+    "Stopped",
+    "hear",
+    "heed_no_more",
+    "heed_signals",
+    "heeded_signals",
+    "silence_stdout",
+    "stopped_by",
+    "stopped_once",
+]

@@ -13,7 +13,7 @@ from advisor.cli.help import HelpContext
 from advisor.cli.language import lang_option, language_asked
 from advisor.errors import AdvisorError, InputError
 from advisor.report.language import localise_label, speaking
-from advisor.stopping import Stopped, stopped_by, stopped_once
+from advisor.stopping import Stopped, silence_stdout, stopped_by, stopped_once
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -71,7 +71,7 @@ class _LazyGroup(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError:
             # click would exit with 1, which here means that nothing fits.
-            _silence_stdout()
+            silence_stdout()
             ctx.exit(_READER_GONE)
 
     def resolve_command(
@@ -265,7 +265,7 @@ def _run(words: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _stopped(stopped_by())
     except BrokenPipeError:
-        _silence_stdout()
+        silence_stdout()
         return _READER_GONE
     except Exception as error:
         if stopped_by() is not None:
@@ -295,10 +295,3 @@ def _fail(error: AdvisorError, words: list[str], cause: Exception | None = None)
         traceback.print_exception(cause or error)
     render_error(error, make_console(stderr=True))
     return error.exit_code
-
-
-def _silence_stdout() -> None:
-    """Keeps the interpreter from complaining about a reader that has gone."""
-    import os
-
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,6 +13,7 @@ import click
 from advisor.cli.common import print_json, progress_line
 from advisor.errors import InputError, RunFailedError
 from advisor.report.language import localise
+from advisor.stopping import silence_stdout
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -235,7 +236,10 @@ def _report(attempts: list[Attempt], probed: Probed | None, console: Console) ->
         render_report(attempts, probed, console)
         return 0
     if result.outcome == "interrupted":
-        render_interrupted(last, console)
+        try:
+            render_interrupted(last, console)
+        except OSError:  # of a terminal that was closed, which is what stopped it
+            silence_stdout()
         return _SIGNALLED + (last.ended.signal or result.signal or 2)
     if result.outcome == "out_of_memory":
         return RunFailedError.exit_code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from dataclasses import replace
 from typing import Any
@@ -240,6 +241,21 @@ def test_a_failure_says_what_why_and_what_to_do(launch: Launch, outcome: str, sa
     assert error.why == f"Because. The last checkpoint, {kept}, is complete."
     assert error.hint.startswith("Mend it.")
     assert ("--resume" in error.hint) == resumes
+
+
+class ClosedTerminal(io.StringIO):
+    def write(self, _: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_terminal_that_was_closed_takes_no_word_and_the_exit_code_is_its_signal_s(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silenced: list[bool] = []
+    monkeypatch.setattr(conducting, "silence_stdout", lambda: silenced.append(True))
+    stopped = attempt(launch, "interrupted", signal=1)
+    assert conducting._report([stopped], None, Console(file=ClosedTerminal())) == 129
+    assert silenced == [True]
 
 
 def test_a_compiled_plan_says_that_its_memory_is_not_in_the_numbers(launch: Launch) -> None:
