@@ -21,6 +21,7 @@ from advisor.launch.storage import SMALL_FILES_BYTES, DiskNeed, disk_need
 from advisor.plan import Plan
 from advisor.training.checkpoints import CHECKPOINTS, complete_checkpoints
 from advisor.training.job import Job
+from advisor.training.plan_refusals import refuse_products_in_fp32, refuse_scaling_on_the_processor
 from advisor.units import gib, size
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ def preflight(
             rows = data.train_samples + data.validation_samples if data is not None else None
         else:
             rows = attempt(lambda: _readable_rows(job))
+    attempt(lambda: refuse_scaling_on_the_processor(job.plan, job.device))
+    attempt(lambda: refuse_products_in_fp32(job.plan))
     problems += _folder_problems(job)
     check = known.check if known else check_device(job.device, training_command(job, gpu).environment)
     problems += _device_problems(job.plan, gpu, check)
@@ -136,7 +139,7 @@ def preflight(
 
 def _problem(error: AdvisorError) -> Problem:
     between = "\n" if "\n" in error.why else " "  # a list begins on a line of its own
-    what = f"{error.what}{between}{error.why}" if error.why else error.what
+    what = f"{error.what.rstrip('.')}.{between}{error.why}" if error.why else error.what
     return Problem(what=what, hint=error.hint, exit_code=error.exit_code)
 
 

@@ -11,6 +11,7 @@ from advisor.errors import EnvironmentLacksError, InputError, PlanError
 from advisor.plan import Plan
 from advisor.training.build import BuiltModel
 from advisor.training.checkpoints import Checkpoint
+from advisor.training.plan_refusals import refuse_products_in_fp32, refuse_scaling_on_the_processor
 
 _FREE_TO_CHANGE = ("epochs", "max_steps")
 """Hyperparameters that a resumed run may have others of: how long it goes on."""
@@ -31,13 +32,7 @@ def usable_device(arguments: Any, asked: str, plan: Plan) -> torch.device:
             f"There is no {asked} here: torch would train on {device.type}.",
             hint=f"Install a torch that knows this device, or say --device {device.type}.",
         )
-    if device.type == "cpu" and plan.autocast == "float16":
-        raise PlanError(
-            "autocast",
-            "float16 has no gradient scaling on the CPU",
-            why="accelerate leaves mixed precision in float16 out there without a word.",
-            hint='Write autocast = "bfloat16" or "none".',
-        )
+    refuse_scaling_on_the_processor(plan, device.type)
     return device
 
 
@@ -69,13 +64,7 @@ def refuse_slow_arithmetic(plan: Plan, built: BuiltModel) -> None:
     found = {module.compute_dtype for module in built.causal_lm.modules() if isinstance(module, Linear4bit)}
     if found - {dtype}:
         raise PlanError("dtype", f"the 4-bit weights compute in {found}, not in {plan.dtype}")
-    if plan.upcast_frozen and plan.autocast == "none":
-        raise PlanError(
-            "upcast_frozen",
-            f"the 4-bit weights would compute in fp32, not in {plan.dtype}",
-            why="Norms and embeddings in fp32 hand fp32 to every layer, and bitsandbytes computes in what it gets.",
-            hint=f'Write upcast_frozen = false, or autocast = "{plan.dtype}".',
-        )
+    refuse_products_in_fp32(plan)
 
 
 def refuse_another_run(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> None:

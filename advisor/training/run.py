@@ -99,7 +99,7 @@ def _fail(session: Session | None, folder: Path, error: BaseException) -> int:
     outcome = outcome_of(error)
     hint = error.hint if isinstance(error, AdvisorError) else ""
     if isinstance(error, AdvisorError):
-        message = f"{error.what} {error.why}".strip()
+        message = f"{error.what.rstrip('.')}. {error.why}".strip()
     elif outcome == "out_of_memory":
         asked = asked_for(error)
         message = "Memory ran out" + (f": {asked} more was asked for." if asked else ".")

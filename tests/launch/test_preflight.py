@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from advisor.launch.device_check import DeviceCheck, check_device
 from advisor.launch.model import find_files, locate_model
 from advisor.launch.preflight import Preflight, preflight, raise_problems
 from advisor.launch.storage import disk_need
-from advisor.plan import Plan
+from advisor.plan import Plan, plan_from_fields
 from advisor.profiles import default_plan, find_model, load_gpu, load_model
 from advisor.training.job import Job
 from advisor.units import MIB
@@ -57,6 +58,25 @@ def test_nothing_is_wrong_with_a_local_model_and_good_data(make_job: MakeJob, cp
     assert found.model is not None
     assert found.model.download_bytes == 0
     assert found.model.weight_bytes == found.model.largest_file_bytes
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"method": "qlora", "quantization": {}, "upcast_frozen": True},
+            "would compute in fp32, not in bfloat16. ",
+        ),
+        ({"method": "lora", "dtype": "float16", "autocast": "float16"}, "no gradient scaling on the CPU. accelerate"),
+    ],
+)
+def test_a_plan_that_would_be_refused_in_the_training_is_refused_before_a_download(
+    fields: dict[str, Any], said: str, make_job: MakeJob, cpu: Gpu
+) -> None:
+    plan = plan_from_fields({"autocast": "none", "lora": {"rank": 8}, **fields, "model": make_job().plan.model})
+    (problem,) = look(make_job(plan=plan), cpu).problems
+    assert said in problem.what
+    assert problem.exit_code == 2
 
 
 def test_all_problems_are_in_one_list(make_job: MakeJob, cpu: Gpu, tmp_path: Path) -> None:
