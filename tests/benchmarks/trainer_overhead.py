@@ -173,6 +173,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--accumulation", type=int, default=1)
     given = parser.parse_args()
+    if given.steps <= WARM_UP:
+        parser.error(f"--steps must be more than the {WARM_UP} that warm up")
     transformers_logging.disable_default_handler()
     for method in METHODS if given.method == "all" else [given.method]:
         plan = plan_from_fields(
