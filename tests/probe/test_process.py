@@ -98,6 +98,31 @@ def test_what_is_measured_is_what_the_trace_said_of_the_same_plan(
     assert is_empty(state)
 
 
+BARE = """
+import sys
+for name in ("datasets", "pyarrow", "pandas", "trl"):
+    sys.modules[name] = None
+from advisor.probe.child import main
+sys.exit(main(sys.argv[1]))
+"""
+
+
+def test_a_dry_run_needs_neither_datasets_nor_what_comes_with_it(state: Path) -> None:
+    request = ProbeRequest(plan=small_plan(), architecture=SMALL, device="cpu", steps=2)
+    write_request(request, str(state / "request.json"))
+    with subprocess.Popen(
+        [sys.executable, "-c", BARE, state],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, **ENVIRONMENT},
+    ) as child:
+        assert child.stdout is not None
+        said = child.stdout.read()
+    assert child.returncode == 0, said.decode()
+    assert (state / "result.json").exists()
+
+
 def test_memory_that_runs_out_is_an_answer(state: Path) -> None:
     """8 × 1,024 tokens × 32,064 logits take a gigabyte in fp32: far above what the process may map."""
     plan = small_plan(micro_batch=8, seq_len=1024)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import pyarrow
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -21,6 +19,9 @@ class ArrayRows:
     """
 
     def __init__(self, dataset: Any) -> None:
+        # It comes with datasets, which a dry run does without.
+        import pyarrow
+
         self._length = len(dataset)
         self._columns: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
         for name in dataset.column_names:
