@@ -62,12 +62,14 @@ class Departure:
     """Whether a process that has ended is off a GPU; made before it starts.
 
     A driver that listed the process while it ran says so by listing it no more. One that never did, as in a container,
-    whose process ids are others, says nothing by that: then no more memory may be in use than before.
+    whose process ids are others, says nothing by that: then no more memory may be in use than before. An id that was
+    listed before the process started is somebody else's there.
     """
 
     def __init__(self, uuid: str | None) -> None:
         self._view = DriverView(uuid)
         self._before = self._view.used_bytes()
+        self._others = frozenset(self._view.process_bytes() or ())
         self._was_listed = False
         self._next_look = 0.0
 
@@ -77,7 +79,7 @@ class Departure:
         if self._before is None or self._was_listed or now < self._next_look:
             return
         self._next_look = now + _LOOK_SECONDS
-        self._was_listed = process in (self._view.process_bytes() or ())
+        self._was_listed = process not in self._others and process in (self._view.process_bytes() or ())
 
     def is_over(self, process: int) -> bool | None:
         """Once it has ended, after as long as a driver may take; None where nobody can tell."""
@@ -99,16 +101,17 @@ class OwnShare:
     """What this process holds of a GPU: by its own id, or by what was there before it came.
 
     In a container the driver's list may know this process by no id of ours; then the difference is what it took,
-    as long as no other process changed its own.
+    as long as no other process changed its own. An id of ours that was listed before is somebody else's.
     """
 
     def __init__(self, uuid: str | None) -> None:
         self._view = DriverView(uuid)
         self._before = self._view.used_bytes()
+        self._is_anothers = os.getpid() in (self._view.process_bytes() or ())
 
     def held_bytes(self) -> int | None:
         """Now."""
-        listed = self._view.process_bytes() or {}
+        listed = {} if self._is_anothers else self._view.process_bytes() or {}
         own = listed.get(os.getpid())
         if own is not None:
             return own

@@ -172,6 +172,20 @@ def test_the_drivers_view_of_this_process_is_by_its_id_or_else_by_difference(nvm
     assert OwnShare(None).held_bytes() is None
 
 
+def test_an_id_that_was_listed_before_is_another_processs(
+    nvml_here: Nvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container counts its processes for itself, and the driver the machine's."""
+    monkeypatch.setattr(driver, "RELEASE_SECONDS", 0.2)
+    nvml_here.listed = {os.getpid(): GIB, 7: GIB}
+    share, departure = OwnShare("GPU-1"), Departure("GPU-1")
+    nvml_here.used = 4 * GIB
+    assert share.held_bytes() == 3 * GIB
+    departure.look(7)
+    nvml_here.used = 1 * GIB
+    assert departure.is_over(7) is True
+
+
 def test_the_context_is_what_the_driver_counts_beside_torch_and_unknown_with_managed_memory(
     nvml_here: Nvml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
