@@ -6,11 +6,13 @@ import itertools
 import time
 from argparse import Namespace
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import throughput
 import torch
-from contest.entries import PADDING, Clock, packed_rows
+from contest import entries
+from contest.entries import PADDING, Clock, Contest, packed_rows
 
 OPTIONS = Namespace(rows=8, micro_batch=2, accumulation=2, rounds=2, device="cpu")
 
@@ -54,6 +56,20 @@ def test_the_clock_counts_the_second_epoch_and_no_padding() -> None:
         clock.step_ended(step, 4)
     assert (clock.tokens, clock.computed, clock.steps) == (6, 12, 2)
     assert clock.seconds > 0
+
+
+@pytest.mark.parametrize(("capability", "half"), [((7, 5), "float16"), ((9, 0), "bfloat16")], ids=["t4", "h200"])
+def test_all_compute_in_what_the_gpu_has(
+    capability: tuple[int, int], half: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    assert throughput.half_of("cuda") == half
+    assert throughput.half_of("cpu") == "bfloat16"
+    shared: dict[str, Any] = {"model": "x", "method": "qlora", "rows": [], "seq_len": 8, "micro_batch": 1}
+    contest = Contest(**shared, accumulation=1, device="cuda", folder="x", half=half)  # type: ignore[arg-type]
+    assert entries._loading(contest)["dtype"] == getattr(torch, half)
+    assert entries._loading(contest)["quantization_config"].bnb_4bit_compute_dtype == getattr(torch, half)
+    assert entries._precision(contest).get("fp16", False) == (half == "float16")
 
 
 def test_every_round_begins_with_another_entry_and_a_ratio_is_of_one_round(monkeypatch: pytest.MonkeyPatch) -> None:

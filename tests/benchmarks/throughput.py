@@ -82,6 +82,7 @@ def main() -> None:
             "micro_batch": options.micro_batch,
             "accumulation": options.accumulation,
             "device": options.device,
+            "half": half_of(options.device),
         }
         turns = take_turns(contest, options.methods, entries, options.rounds, Path(folder))
         runs = collect(turns, time.monotonic() + 60 * options.minutes)
@@ -105,6 +106,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table there as well")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def half_of(device: str) -> str:
+    """What all compute in: fp16 where bfloat16 is only emulated."""
+    if device == "cpu":
+        return "bfloat16"
+    import torch
+
+    return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
 
 
 def make_rows(count: int, seq_len: int) -> list[list[int]]:

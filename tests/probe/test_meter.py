@@ -172,9 +172,7 @@ def test_the_drivers_view_of_this_process_is_by_its_id_or_else_by_difference(nvm
     assert OwnShare(None).held_bytes() is None
 
 
-def test_an_id_that_was_listed_before_is_another_processs(
-    nvml_here: Nvml, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_id_that_was_listed_before_is_another_processs(nvml_here: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
     """A container counts its processes for itself, and the driver the machine's."""
     monkeypatch.setattr(driver, "RELEASE_SECONDS", 0.2)
     nvml_here.listed = {os.getpid(): GIB, 7: GIB}

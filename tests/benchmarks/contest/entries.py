@@ -39,25 +39,33 @@ class Contest:
     folder: str
     """Where a trainer may write."""
 
+    half: Literal["bfloat16", "float16"] = "bfloat16"
+    """What 16 bits are there: a GPU below capability 8.0 only emulates bfloat16."""
+
 
 @dataclass(slots=True)
 class Clock:
     """Real tokens and seconds of the second half of all steps, the second epoch: every row once, for every trainer."""
 
     device: str
-    tokens: int = 0
     computed: int = 0
     """Padding included."""
 
     steps: int = 0
     _began: float = 0.0
     _counts: bool = field(default=False)
+    _sums: list[Any] = field(default_factory=list)
 
     def count(self, ids: Any) -> None:
-        """One micro-batch."""
+        """One micro-batch; some trainers' are on the GPU by then, and nobody waits for it here."""
         if self._counts:
-            self.tokens += int((ids != PADDING).sum())
+            self._sums.append((ids != PADDING).sum())
             self.computed += ids.numel()
+
+    @property
+    def tokens(self) -> int:
+        """Without padding."""
+        return sum(int(one) for one in self._sums)
 
     def step_ended(self, step: int, steps: int) -> None:
         """After optimizer step number so many of all."""
@@ -119,7 +127,7 @@ def train_ours(contest: Contest, settings: Settings, clock: Clock) -> None:
     fields |= {"micro_batch": contest.micro_batch, "gradient_accumulation": contest.accumulation}
     fields |= {"packing": best, "gradient_checkpointing": not best, "lora": {"rank": RANK}}
     fields |= {"training": {"epochs": float(EPOCHS)}}
-    plan = plan_with_defaults(fields)
+    plan = plan_with_defaults(fields, bfloat16=contest.half == "bfloat16")
     rows = packed_rows(contest.rows, contest.seq_len) if best else [_row(ids) for ids in contest.rows]
     lengths = [len(row["input_ids"]) for row in rows]
     folder = Path(contest.folder)
@@ -164,7 +172,7 @@ def packed_rows(rows: Sequence[Sequence[int]], seq_len: int) -> list[dict[str, A
 
 
 def train_plain(contest: Contest, settings: Settings, clock: Clock) -> None:
-    """A script over transformers.Trainer and PEFT; `best` groups rows by length and computes in bf16 throughout."""
+    """A script over transformers.Trainer and PEFT; `best` groups rows by length and computes in 16 bits throughout."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
@@ -177,7 +185,7 @@ def train_plain(contest: Contest, settings: Settings, clock: Clock) -> None:
     grouped = _grouping() if best else {}
     trainer = timed(Trainer, clock)(
         model=model,
-        args=TrainingArguments(**_arguments(contest), bf16=True, **grouped),
+        args=TrainingArguments(**_arguments(contest), **_precision(contest), **grouped),
         train_dataset=[{"input_ids": ids, "labels": ids} for ids in contest.rows],
         data_collator=_padding_collator(tokenizer),
     )
@@ -198,7 +206,7 @@ def train_trl(contest: Contest, settings: Settings, clock: Clock) -> None:
     more = {"packing": True, "gradient_checkpointing": False} if best else {}
     trainer = timed(SFTTrainer, clock)(
         model=model,
-        args=SFTConfig(**_arguments(contest), max_length=contest.seq_len, **more),
+        args=SFTConfig(**_arguments(contest), **_precision(contest), max_length=contest.seq_len, **more),
         train_dataset=Dataset.from_dict({"input_ids": [list(ids) for ids in contest.rows]}),
         processing_class=tokenizer,
         peft_config=LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
@@ -217,10 +225,11 @@ def _device(name: str) -> Any:
 
 
 def _loading(contest: Contest) -> dict[str, Any]:
-    """How scripts load: bf16, or 4 bits that compute in bf16."""
+    """How scripts load: 16 bits, or 4 bits that compute in them."""
     import torch
 
-    settings: dict[str, Any] = {"dtype": torch.bfloat16, "device_map": {"": contest.device}}
+    half = getattr(torch, contest.half)
+    settings: dict[str, Any] = {"dtype": half, "device_map": {"": contest.device}}
     if contest.method == "qlora":
         from transformers import BitsAndBytesConfig
 
@@ -228,7 +237,7 @@ def _loading(contest: Contest) -> dict[str, Any]:
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_compute_dtype=half,
         )
     return settings
 
@@ -247,6 +256,11 @@ def _arguments(contest: Contest) -> dict[str, Any]:
         "disable_tqdm": True,
         "use_cpu": contest.device == "cpu",
     }
+
+
+def _precision(contest: Contest) -> dict[str, bool]:
+    """Autocast to the same 16 bits; TRL's default is bf16."""
+    return {"bf16": True} if contest.half == "bfloat16" else {"fp16": True, "bf16": False}
 
 
 def _grouping() -> dict[str, Any]:
