@@ -328,6 +328,21 @@ def test_one_process_measures_plan_after_plan_and_managed_memory_ends_it(
     assert fake.asked[-1]["snapshot"] == str(tmp_path / "lora")
 
 
+def test_a_recording_of_a_run_that_failed_is_not_kept(
+    fake: type[FakeWorker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(_: FakeWorker, request: dict[str, Any], __: float) -> tuple[dict[str, Any] | None, str]:
+        Path(request["snapshot"]).write_text("")
+        outcome: Outcome = "ran" if Path(request["snapshot"]).name.startswith("lora-default") else "out_of_memory"
+        found = Measurement(outcome=outcome, plan=plan_from_fields(request["plan"]))
+        return {"measurement": measurement_values(found), "left_bytes": 0, "fresh": True}, ""
+
+    monkeypatch.setattr(fake, "ask", ask)
+    workers = Workers(Setup(gpu=H100, expandable=True))
+    gpu_campaign._record_snapshots(h100_turns(LORA, QLORA), workers, tmp_path, time.monotonic() + 60)
+    assert [path.name for path in tmp_path.iterdir()] == ["lora-default.snapshot.json.gz"]
+
+
 def test_of_several_gpus_a_process_sees_the_one_that_is_measured() -> None:
     second = replace(H100, detected=True, index=1, uuid="GPU-2")
     environment = run.environment_of(second, expandable=False)

@@ -215,6 +215,9 @@ def _record_snapshots(ordered: Sequence[Turn], workers: Workers, folder: Path, u
             if name not in by_name or path.exists() or time.monotonic() > until:
                 continue
             record = workers.measure(by_name[name], snapshot=path, expandable=expandable)
+            if record.measurement.outcome != "ran":
+                # The next call records it again.
+                path.unlink(missing_ok=True)
             print(f"snapshot {path.name}: {_line(record)}", flush=True)
 
 

@@ -61,6 +61,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            errors="replace",
             env={**os.environ, **environment_of(gpu, expandable=expandable)},
             # Ctrl-C is for the campaign, which ends this.
             start_new_session=True,
