@@ -19,6 +19,7 @@ from advisor.units import parse_size
 
 if TYPE_CHECKING:  # rich is for the screens
     from rich.console import Console
+    from rich.status import Status
 
 TYPICAL_GPU = "t4"
 """Answered for where there is no GPU and none is named: what Colab gives away."""
@@ -186,8 +187,37 @@ def print_json(value: dict[str, Any]) -> None:
     click.echo(json.dumps(value, indent=1))
 
 
+class ProgressLine:
+    """Says what is being done.
+
+    Args:
+        say: shows the name of what begins.
+        status: what is drawn again and again, if anything is.
+    """
+
+    def __init__(self, say: Callable[[str], None], status: Status | None = None) -> None:
+        self._say = say
+        self._status = status
+
+    def __call__(self, part: str) -> None:
+        """It begins."""
+        self._say(part)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Without it on the screen, where something is asked."""
+        if self._status is None:
+            yield
+            return
+        self._status.stop()
+        try:
+            yield
+        finally:
+            self._status.start()
+
+
 @contextmanager
-def progress_line(debug: bool = False, what: str = "Tracing") -> Iterator[Callable[[str], None]]:
+def progress_line(debug: bool = False, what: str = "Tracing") -> Iterator[ProgressLine]:
     """A line on stderr that says what is being done; in a notebook a line for each part, and none in a pipe.
 
     The libraries that are run say things that are not about this run; they are kept quiet unless --debug is given.
@@ -197,16 +227,16 @@ def progress_line(debug: bool = False, what: str = "Tracing") -> Iterator[Callab
     console = make_console(stderr=True)
     with _quiet(debug):
         if not console.is_terminal:
-            yield lambda _: None
+            yield ProgressLine(lambda _: None)
             return
         from advisor.report.terminal.training import is_redrawable
 
         if not is_redrawable(console):
-            yield _say_each(console, what)
+            yield ProgressLine(_say_each(console, what))
             return
         # The plain spinner: every encoding has its characters.
         with console.status(localise_label(what), spinner="line") as status:
-            yield lambda part: status.update(f"{localise_label(what)}: {localise_label(part)}")
+            yield ProgressLine(lambda part: status.update(f"{localise_label(what)}: {localise_label(part)}"), status)
 
 
 def _say_each(console: Console, what: str) -> Callable[[str], None]:

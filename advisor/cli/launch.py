@@ -100,8 +100,21 @@ def _probe(launch: Launch, how: Conduct) -> Probed | None:
 
     if not how.probe or launch.job.resume or is_hopeless(launch):
         return None
+    steps_down = how.fallback or launch.advice is not None
+    asks = not how.yes and _somebody_answers(how)
     with progress_line(how.debug, "Probing") as progress:
-        return probe_launch(launch, progress, steps_down=how.fallback or launch.advice is not None)
+
+        def consents(step: StepDown) -> bool:
+            with progress.paused():
+                return _may_cut(step)
+
+        return probe_launch(launch, progress, steps_down=steps_down, consents=consents if asks else None)
+
+
+def _may_cut(step: StepDown, *, kept: bool = False) -> bool:
+    """Asks whether sequences may be cut, which changes what is learned."""
+    question = f"{localise(_again(step, kept))} {localise('Longer samples lose their ends.')}"
+    return click.confirm(question, default=False, err=True)
 
 
 def _may_start(launch: Launch, holds: bool, how: Conduct) -> bool:
@@ -185,8 +198,7 @@ def _next_plan(launch: Launch, how: Conduct, *, kept: bool = False) -> tuple[Ste
     asks = not how.yes and _somebody_answers(how)
     step = next_plan(launch, shorter=asks)
     if step is not None and step.plan.seq_len < launch.job.plan.seq_len:
-        question = f"{localise(_again(step, kept))} {localise('Longer samples lose their ends.')}"
-        if click.confirm(question, default=False, err=True):
+        if _may_cut(step, kept=kept):
             return step, True
         step = next_plan(launch)
     if step is None or how.fallback:

@@ -21,6 +21,7 @@ HOPELESS = 1.5
 """A plan that needs so many times what there is, by the estimate, is not run to find out; assumed."""
 
 Measure = Callable[[Plan, Progress], "Measurement"]
+Consent = Callable[[StepDown], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,12 @@ def is_hopeless(launch: Launch) -> bool:
 
 
 def probe_launch(
-    launch: Launch, progress: Progress, *, steps_down: bool = True, measure: Measure | None = None
+    launch: Launch,
+    progress: Progress,
+    *,
+    steps_down: bool = True,
+    consents: Consent | None = None,
+    measure: Measure | None = None,
 ) -> Probed:
     """Probes a run's plan; while its peak is over what is free, the next smaller one's.
 
@@ -57,6 +63,7 @@ def probe_launch(
         launch: what would be trained.
         progress: called with the name of what begins.
         steps_down: whether a smaller plan may be taken.
+        consents: asked whether sequences may be cut, until it says no; None where nobody can answer, and none are.
         measure: measures one plan; by default a probe of its own.
 
     Raises:
@@ -75,7 +82,10 @@ def probe_launch(
         probed = _probed(launch, found, tuple(steps))
         if probed.holds or not steps_down or len(steps) + 1 >= MOST_PROBES:
             return probed
-        step = next_plan(launch)
+        step = next_plan(launch, shorter=consents is not None)
+        cuts = step is not None and step.plan.seq_len < launch.job.plan.seq_len
+        if step is not None and consents is not None and cuts and not consents(step):
+            consents, step = None, next_plan(launch)
         if step is None:
             return probed
         steps.append(step)

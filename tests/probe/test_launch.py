@@ -13,6 +13,7 @@ from advisor.launch.device_check import DeviceCheck
 from advisor.launch.preflight import Preflight
 from advisor.launch.probing import MOST_PROBES, is_hopeless, probe_launch
 from advisor.launch.resolve import Launch
+from advisor.launch.stepdown import StepDown
 from advisor.memory.estimate import estimate
 from advisor.plan import Plan
 from advisor.probe.measurement import Measurement
@@ -66,6 +67,36 @@ def test_out_of_memory_steps_down_and_probes_again(launch: Launch) -> None:
     assert len(probed.steps_down) == 2
     assert probed.launch.job.probed_reserved_bytes == 100 * MIB
     assert all(plan.seq_len == launch.job.plan.seq_len for plan in plans)
+
+
+@pytest.mark.parametrize(
+    ("answers", "seq_lens", "methods"),
+    [
+        (None, [1024, 1024], ["lora", "qlora"]),
+        ([True, True], [1024, 512, 256], ["lora", "lora", "lora"]),
+        ([True, False], [1024, 512, 512], ["lora", "lora", "qlora"]),
+        ([False], [1024, 1024], ["lora", "qlora"]),
+    ],
+    ids=["nobody", "yes", "yes, no", "no"],
+)
+def test_sequences_are_cut_only_where_somebody_agrees_and_else_the_next_method_is_probed(
+    launch: Launch, answers: list[bool] | None, seq_lens: list[int], methods: list[str]
+) -> None:
+    plan = small_plan(micro_batch=1, seq_len=1024, gradient_checkpointing=True, loss="chunked", optimizer="adamw_8bit")
+    measure, plans = answering(*["out_of_memory"] * (len(seq_lens) - 1), "ran")
+    asked = iter(answers or [])
+
+    def consents(step: StepDown) -> bool:
+        assert step.plan.seq_len < 1024
+        return next(asked)
+
+    probed = probe_launch(
+        launch.with_plan(plan), lambda _: None, consents=None if answers is None else consents, measure=measure
+    )
+    assert probed.holds
+    assert [plan.seq_len for plan in plans] == seq_lens
+    assert [plan.method for plan in plans] == methods
+    assert next(asked, None) is None
 
 
 def test_a_plan_that_was_given_stays_as_it_is(launch: Launch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +14,7 @@ from rich.console import Console
 
 from advisor.advise import Request, advise
 from advisor.cli import launch as conducting
+from advisor.cli.common import ProgressLine
 from advisor.cli.launch import failure
 from advisor.hardware import what_if
 from advisor.launch.attempt import Attempt, next_plan, resume_command, step_down_until_it_fits
@@ -22,6 +25,7 @@ from advisor.launch.preflight import Preflight
 from advisor.launch.probing import Probed
 from advisor.launch.process import Ended
 from advisor.launch.resolve import Launch
+from advisor.launch.stepdown import StepDown
 from advisor.launch.storage import disk_need
 from advisor.profiles import default_plan, find_model, load_gpu, load_model
 from advisor.report.terminal.launch import (
@@ -292,6 +296,41 @@ def test_sequences_are_cut_only_where_somebody_agrees(
     step, is_taken = conducting._next_plan(launch.with_plan(plan), conducting.Conduct())
     assert step is not None
     assert (step.plan.seq_len, step.plan.method, is_taken) == (seq_len, method, taken)
+
+
+@pytest.mark.parametrize(("how", "asks"), [({}, True), ({"yes": True}, False)])
+def test_a_probe_that_runs_out_of_memory_asks_without_the_line_that_says_what_is_done(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch, how: dict[str, bool], asks: bool
+) -> None:
+    seen: list[object] = []
+
+    def probe(_: Launch, __: object, *, steps_down: bool, consents: Callable[[StepDown], bool] | None) -> None:
+        step = next_plan(launch)
+        assert step is not None
+        seen.append(steps_down)
+        seen.append(consents(step) if consents is not None else None)
+
+    class Status:
+        def stop(self) -> None:
+            seen.append("stopped")
+
+        def start(self) -> None:
+            seen.append("started")
+
+    @contextmanager
+    def line(*_: object) -> Iterator[ProgressLine]:
+        yield ProgressLine(lambda _: None, Status())  # type: ignore[arg-type]
+
+    monkeypatch.setattr(conducting, "_somebody_answers", lambda _: True)
+    monkeypatch.setattr(conducting, "progress_line", line)
+    monkeypatch.setattr("advisor.launch.probing.probe_launch", probe)
+    monkeypatch.setattr("click.confirm", lambda text, **_: seen.append(text) or True)
+    conducting._probe(launch, conducting.Conduct(fallback=True, **how))
+    if not asks:
+        assert seen == [True, None]
+        return
+    assert [seen[0], seen[1], *seen[3:]] == [True, "stopped", "started", True]
+    assert str(seen[2]).endswith("Longer samples lose their ends.")
 
 
 def test_nobody_is_asked_in_a_pipe_and_only_fallback_goes_on(launch: Launch) -> None:
