@@ -48,7 +48,8 @@ def running_folder() -> str:
 def keep(measurement: Measurement) -> str | None:
     """Writes a result, in the place of an older one of the same plan, device and versions; returns its path.
 
-    A measurement that failed is not kept, and a folder that cannot be written keeps nothing: None.
+    A measurement that failed is not kept, and a folder that cannot be written keeps nothing: None. One without a speed,
+    as a search's on a processor, does not take the place of one that has it.
     """
     if measurement.outcome not in KEPT:
         return None
@@ -57,10 +58,17 @@ def keep(measurement: Measurement) -> str | None:
     try:
         os.makedirs(folder, exist_ok=True)
         _sweep(folder)
+        older = _read(path)
+        if older is not None and older.outcome == measurement.outcome and _says_more(older, measurement):
+            return path
         write_whole(path, measurement_values(measurement))
     except OSError:
         return None
     return path
+
+
+def _says_more(older: Measurement, newer: Measurement) -> bool:
+    return older.micro_step_seconds is not None and newer.micro_step_seconds is None
 
 
 def kept() -> Iterator[Measurement]:

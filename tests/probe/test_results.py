@@ -99,6 +99,14 @@ def test_a_number_that_is_none_is_no_measurement(h100: Gpu, field: str, value: o
     assert measurement_of({**values, field: value}) is None
 
 
+def test_a_search_does_not_take_the_speed_of_a_whole_probe_away(h100: Gpu) -> None:
+    keep(measured(h100, micro_step_seconds=1.5))
+    keep(measured(h100, micro_step_seconds=None))
+    assert [one.micro_step_seconds for one in kept()] == [1.5]
+    keep(measured(h100, micro_step_seconds=None, outcome="out_of_memory"))
+    assert [one.outcome for one in kept()] == ["out_of_memory"]
+
+
 def test_nothing_half_written_is_ever_there(h100: Gpu, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keep(measured(h100))
     before = list(kept())
