@@ -160,8 +160,8 @@ def report(campaign: Campaign, predicted: Mapping[str, Predicted]) -> str:
 
 def _error_table(found: Sequence[Error]) -> list[str]:
     lines = [
-        "| of | by | plans | median | 95th percentile | worst over | worst under |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| of | by | plans | median | mean off | 95th percentile | worst over | worst under |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     groups: dict[tuple[str, str], list[Error]] = {}
     for error in found:
@@ -185,12 +185,13 @@ def _worst_under(tier: str, steps: Sequence[Error]) -> str:
 
 
 def _figures(group: Sequence[Error]) -> str:
-    """The signed median, the 95th percentile of the absolute error, and the worst of each sign."""
+    """The signed median; the absolute error's mean and 95th percentile; the worst of each sign."""
     shares = [error.share for error in group]
     absolute = sorted(map(abs, shares))
     percentile = absolute[min(len(absolute) - 1, int(0.95 * len(absolute)))]
     over, under = max(0.0, *shares), min(0.0, *shares)
-    return f"{len(shares)} | {statistics.median(shares):+.2%} | {percentile:.2%} | {over:+.2%} | {under:+.2%}"
+    middle = f"{statistics.median(shares):+.2%} | {statistics.fmean(absolute):.2%} | {percentile:.2%}"
+    return f"{len(shares)} | {middle} | {over:+.2%} | {under:+.2%}"
 
 
 def _verdict_table(judged: Sequence[Verdict]) -> list[str]:
