@@ -13,6 +13,9 @@ from advisor.units import gib, parse_size
 FIRST_WITH_FLASH = (8, 0)
 """torch's flash attention and cuDNN's need Ampere. Source: transformers/cuda/sdp_utils.cpp (check_sm_version)."""
 
+_OF_A_KIND = 0.97
+"""A card may have that much less than its profile says, for another driver keeps more for itself; assumed."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imitation:
@@ -45,6 +48,8 @@ def imitate(text: str, host: Gpu) -> Imitation:
     imitated = what_if(profile) if profile is not None else _of_size(host, parse_size(text))
     cap = imitated.total_bytes - imitated.context_bytes
     room = host.total_bytes - host.others_bytes - host.context_bytes
+    if _is_itself(profile, host) and room >= cap * _OF_A_KIND:
+        cap = min(cap, room)
     if profile is not None and profile.backend != "cuda":
         raise InputError(f"A {imitated.name} cannot be imitated.", why="Its kernels are not CUDA's.")
     if cap <= 0:
@@ -65,6 +70,10 @@ def imitate(text: str, host: Gpu) -> Imitation:
     )
 
 
+def _is_itself(profile: GpuProfile | None, host: Gpu) -> bool:
+    return profile is not None and host.profile is not None and host.profile.name == profile.name
+
+
 def _of_size(host: Gpu, total_bytes: int) -> Gpu:
     """The same device with less memory."""
     smaller = what_if(None, vram_bytes=total_bytes, base=replace(host, notes=()))
@@ -72,7 +81,7 @@ def _of_size(host: Gpu, total_bytes: int) -> Gpu:
 
 
 def _not_imitated(profile: GpuProfile | None, host: Gpu) -> tuple[str, ...]:
-    if profile is None:
+    if profile is None or _is_itself(profile, host):
         return ()
     said = [
         f"Speed is {host.name}'s, not {profile.product}'s.",

@@ -43,6 +43,9 @@ def _limit_cuda(request: ProbeRequest) -> None:
     """All that is asked of CUDA for it: torch's allocator refuses beyond the cap, and two attentions are off."""
     import torch
 
+    if not torch.cuda.is_available():
+        # The run itself says what is lacking, before it begins.
+        return
     if request.cap_bytes is not None:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, request.cap_bytes / total), 0)

@@ -168,6 +168,20 @@ def test_what_cannot_be_meant_is_said_at_once(words: list[str], said: str) -> No
     assert said in " ".join(run(*words, code=2).stderr.split())
 
 
+@pytest.mark.parametrize("more", [[], ["--as", "2GiB"]], ids=["whole", "smaller"])
+def test_a_torch_that_does_not_know_the_gpu_is_what_is_lacking(
+    plan: Path, more: list[str], nvml: Callable[[str], dict[str, str]]
+) -> None:
+    """The driver has a T4, and this torch is a processor's."""
+    import torch
+
+    if torch.version.cuda is not None:
+        pytest.skip("this torch knows CUDA, and looks for the GPU itself")
+    plan.write_text(plan.read_text().replace('dtype = "bfloat16"', ""))
+    said = run("probe", "--plan", plan, *more, code=3, **nvml("t4")).stderr
+    assert "There is no cuda here: torch would train on cpu." in " ".join(said.split())
+
+
 def test_a_context_that_was_measured_is_used_on_that_gpu(
     nvml: Callable[[str], dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

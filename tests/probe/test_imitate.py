@@ -55,6 +55,16 @@ def test_no_gpu_stands_in_for_a_larger_or_an_unknown_one(h100: Gpu) -> None:
         imitate("t5", h100)
 
 
+def test_a_card_stands_in_for_its_own_kind_with_what_it_has(h100: Gpu) -> None:
+    """Another driver keeps some MiB more for itself; what others hold is not made up for."""
+    smaller = replace(h100, total_bytes=h100.total_bytes - 300 * MIB, free_bytes=h100.total_bytes - 303 * MIB)
+    imitation = imitate("h100", smaller)
+    assert imitation.cap_bytes == h100.total_bytes - 303 * MIB - h100.context_bytes
+    assert imitation.not_imitated == ()
+    with pytest.raises(InputError, match="cannot stand in"):
+        imitate("h100", replace(smaller, free_bytes=smaller.total_bytes - 8 * GIB))
+
+
 def test_an_amount_of_memory_is_this_gpu_with_less_of_it(h100: Gpu) -> None:
     imitation = imitate("12GiB", h100)
     assert imitation.cap_bytes == 12 * GIB - h100.context_bytes

@@ -82,6 +82,7 @@ def test_the_profiler_cuts_a_run_into_moments_and_goes_on_after_a_pause() -> Non
 
 def test_a_cap_and_an_older_gpus_attention_are_asked_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * GIB))
     monkeypatch.setattr(
         torch.cuda, "set_per_process_memory_fraction", lambda share, device: asked.update(share=share, device=device)
