@@ -55,13 +55,15 @@ class AllocatorMeter:
         self._reserved: dict[str, int] = {}
 
     def enter(self, moment: str) -> None:
-        """The peaks so far belong to the moment before."""
+        """The peaks so far belong to the moment before; of one layer's backward after the other, to the same."""
+        if moment == self._moment:
+            return
         self._read()
         self._moment = moment
         self._module.reset_peak_memory_stats(self._device)
 
     def pause(self) -> None:
-        """Reading two numbers at a few edges slows nothing down."""
+        """Reading two numbers at the few edges of a step slows nothing down."""
 
     def peaks(self) -> Mapping[str, int]:
         """Including the moment that lasts."""

@@ -63,6 +63,23 @@ def test_a_moment_keeps_its_highest_peak_and_none_of_anothers(monkeypatch: pytes
     assert meter.reserved_peaks() == {"forward": 275, "backward": 70}
 
 
+def test_a_moment_that_goes_on_costs_the_step_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backward of layer after layer is one: every reading makes hundreds of numbers, while a GPU may wait."""
+    counters = Counters()
+    monkeypatch.setattr(torch, "cuda", counters)
+    meter = AllocatorMeter(torch.device("cuda"))
+    meter.enter("loss backward")
+    reads = []
+    read = counters.memory_stats_as_nested_dict
+    monkeypatch.setattr(counters, "memory_stats_as_nested_dict", lambda device: reads.append(1) or read(device))
+    for _ in range(32):
+        meter.enter("layer backward")
+        counters.hold(10)
+        counters.hold(-9)
+    assert len(reads) == 1
+    assert meter.peaks() == {"loss backward": 0, "layer backward": 31 + 10}
+
+
 def test_the_profiler_cuts_a_run_into_moments_and_goes_on_after_a_pause() -> None:
     meter = ProfilerMeter()
     meter.enter("loading")
