@@ -12,6 +12,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from advisor.units import GIB
+
 if TYPE_CHECKING:
     from advisor.probe.driver import OwnShare
     from advisor.probe.dry_run import DryRun
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 REQUEST = "request.json"
 RESULT = "result.json"
 STAGE = "stage.txt"
+
+LARGEST_CONTEXT_BYTES = 2 * GIB
+"""Of a CUDA context with its libraries; assumed. More is another process's, which came while this one ran: where the
+driver does not know ours by its id, the difference is all that there is, and later advice would believe it."""
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 
@@ -162,12 +168,12 @@ def _process_facts(share: OwnShare, request: ProbeRequest) -> dict[str, Any]:
 
 
 def _beside_the_allocator(held_bytes: int) -> int | None:
-    """What the driver counts and torch's allocator does not: the context; None where nothing was allocated."""
+    """What the driver counts and torch's allocator does not: the context; None where it cannot be that."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return None
     beside: int = held_bytes - torch.cuda.memory_reserved()
-    return beside if beside > 0 else None
+    return beside if 0 < beside <= LARGEST_CONTEXT_BYTES else None
 
 
 if __name__ == "__main__":

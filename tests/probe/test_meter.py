@@ -215,6 +215,17 @@ def test_the_context_is_what_the_driver_counts_beside_torch_and_unknown_with_man
         assert (facts["driver_bytes"], facts["context_bytes"]) == (3 * GIB, context)
 
 
+def test_what_another_process_took_meanwhile_is_no_context(nvml_here: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container, where the difference to what was in use before is all that there is."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 1 * GIB)
+    share = OwnShare("GPU-1")
+    request = ProbeRequest(plan=small_plan("full", optimizer="adamw_torch_fused"), architecture={})
+    for used, context in ((2 * GIB + GIB // 2, GIB // 2), (9 * GIB, None), (2 * GIB, None)):
+        nvml_here.used = used
+        assert _process_facts(share, request)["context_bytes"] == context
+
+
 def test_a_gpu_is_looked_at_until_a_process_that_was_on_it_is_off_it(
     nvml_here: Nvml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
