@@ -172,7 +172,7 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
     phi3-advise --gpu t4 --model phi-4      what if
     phi3-advise --vram 12GiB --seq-len 4096
     phi3-advise --gpu t4 --trace            proven by the installed code, in seconds
-    phi3-advise --gpu t4 --html report.html a page to look at, and to show to others
+    phi3-advise --gpu t4 --html report.html   a page to look at and to show
     phi3-advise --recipe cookbook-full --gpu a100-40gb
     phi3-advise --probe                     measured on this GPU, in a minute, without a download
     phi3-advise --launch --data train.jsonl --dry-run

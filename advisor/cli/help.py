@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from advisor.report.language import is_english, localise_label, speak_what
+from advisor.report.language import is_english, listed, localise_label, speak_what
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+_ADDED = re.compile(r"\s*\[((?:required|default:|\d+<=x<=)[^\]]*)\]$")
+"""The notes that click itself makes: a default that it knows, a range, what is required."""
 
 _WIDEST_NAME = 30
 _GAP = 2
@@ -36,7 +40,8 @@ class HelpPage(click.HelpFormatter):
 
     def write_heading(self, heading: str) -> None:
         """A section's name."""
-        self.write(f"{'':>{self.current_indent}}{localise_label(heading)}:\n")
+        said = localise_label(f"{heading}:")
+        self.write(f"{'':>{self.current_indent}}{said}\n")
 
     def write_text(self, text: str) -> None:
         """Paragraphs; one that begins with a backspace keeps its lines."""
@@ -61,12 +66,23 @@ class HelpPage(click.HelpFormatter):
         column = min(max(len(name) for name, _ in rows), _WIDEST_NAME) + _GAP
         rest = indent + " " * column
         for name, said in rows:
-            lines = wrap_lines(localise_label(said), self.width, first=rest, rest=rest)
+            lines = wrap_lines(_option_words(said), self.width, first=rest, rest=rest)
             if len(name) <= column - _GAP:
                 lines[0] = f"{indent}{pad(name, column)}{lines[0][len(rest) :]}"
             else:
                 lines.insert(0, f"{indent}{name}")
             self.write("\n".join(lines) + "\n")
+
+
+def _option_words(text: str) -> str:
+    """What is said of an option; what click puts behind it is no part of the sentence."""
+    said = localise_label(text)
+    added = _ADDED.search(said)
+    if added is None:
+        return said
+    notes = listed(map(localise_label, added[1].split("; ")))
+    own = localise_label(text.removesuffix(added[0]))
+    return f"{own}{' ' if own.endswith(']') else ''}[{notes}]"
 
 
 def _example(line: str) -> str:

@@ -84,7 +84,8 @@ def command(
     if path is None or data is None:
         raise InputError(
             f"{'--plan' if path is None else '--data'} is missing.",
-            hint="phi3-advise train --plan plan.toml --data train.jsonl; phi3-advise --save-plan plan.toml writes one.",
+            hint="Give both: phi3-advise train --plan plan.toml --data train.jsonl. "
+            "To write a plan: phi3-advise --save-plan plan.toml",
         )
     from advisor.launch.resolve import Settings
     from advisor.profiles import plan_with_defaults, read_toml

@@ -10,12 +10,13 @@ from advisor.files import read_toml
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 _JOINT = f"{_NO_BREAK}· "
 _PLACE = re.compile(r"\{(n|\*?\d?)\}")
-_NUMBER = r"[−+]?[\d.,]+(?: ?[kMBT]| (?:[KMGT]i)?B)?"
+_NUMBER = r"[−+]?[\d.,]+(?: ?[kMBT]| (?:[KMGT]i?)?B)?"
 _PHRASE = r"(?:(?!\. [A-Z]|; ).)+?"
 _KANA_OR_KANJI = re.compile(r"[ぁ-ゖァ-ヺー々一-鿿]")
 _LATIN = re.compile(r"[A-Za-z0-9%'\"`)\]]")
 _MARKS = "（）「」『』、。：！？"
 _FIELD = re.compile(r"([\w.]+(?:, [\w.]+)*(?:\[\w+\])?(?: = [^ ]+)?): (.+)")
+_LISTED = re.compile(r"(\d+\. )(\S.*)")
 _SENTENCE_END = re.compile(r"(?<=[.!?]) +")
 _BOUNDARY = re.compile(r"[.!?] +[A-Z\"'(]")
 _SENTENCE_ENDS = ("。", "！", "？")
@@ -123,6 +124,9 @@ class Catalogue:
             parts = (part.replace(_NO_BREAK, " ") for part in core.split(_JOINT))
             return before + _JOINT.join(self._line(part, words) for part in parts) + after
         core = core.replace(_NO_BREAK, " ")
+        listed = _LISTED.fullmatch(core)
+        if listed:  # the number of a list's entry is no part of what the entry says
+            return before + listed[1] + self._line(listed[2], words) + after
         rendered = self._sentences(core, words) or core
         return before + rendered + ("" if rendered.endswith(_FULL_WIDTH_END) else after)
 
@@ -191,6 +195,8 @@ class Catalogue:
         found = self._bare(text, words)
         if found is None and words and text.endswith(":"):
             found = self._bare(text[:-1], words)
+            if found is None and " " not in text:
+                found = text[:-1]  # a name, as a label
             return found and found + self._joints["colon"]
         return found
 
@@ -214,9 +220,10 @@ class Catalogue:
 
     def _value(self, text: str, *, words: bool) -> str:
         text = text.strip(" ,;")
-        parts = [self._whole(part, words) for part in text.split(" or ")]
-        if len(parts) > 1 and None not in parts:
-            return self._listed("either", [part for part in parts if part])
+        parts = text.split(" or ")
+        rendered = [self._whole(part, words) or ("" if " " in part else part) for part in parts]
+        if len(parts) > 1 and all(rendered):
+            return self._listed("either", rendered)
         return self._sentences(text, words) or text
 
 

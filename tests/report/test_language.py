@@ -279,6 +279,8 @@ ERRORS = [
     ["--bogus"],
     ["frobnicate"],
     ["estimate"],
+    ["export"],
+    ["train", "--plan", "plan.toml"],
     ["estimate", "--plan", "/no/such/plan.toml"],
     ["trace", "--plan"],
     ["train", "--resume"],
@@ -302,6 +304,19 @@ def test_nothing_is_left_in_english(words: list[str]) -> None:
     left = {text: left_in_english(catalogue.render(text, words=True)) for text in dict.fromkeys(heard)}
     cards = {profile.split(",")[0] for profile in _products()}
     assert not {text: words for text, words in left.items() if words and text.split(",")[0].strip() not in cards}
+
+
+@pytest.mark.parametrize("words", HELP, ids=named)
+def test_what_click_adds_to_an_option_is_in_japanese(words: list[str]) -> None:
+    said = " ".join(shown(*words, "--lang", "ja").split())
+    assert not re.search(r"\[(default|required)|\]\[", said)
+    assert ("[必須]" in said) == (words[0] in {"estimate", "trace", "probe", "export"})
+
+
+def test_names_in_a_table_are_whole() -> None:
+    """They are copied from it."""
+    said = shown("models", "--lang", "ja")
+    assert all(re.search(rf"^{re.escape(name)} ", said, re.MULTILINE) for name in model_names())
 
 
 def _products() -> set[str]:
@@ -489,6 +504,20 @@ def test_a_template_takes_only_what_was_made_from_it() -> None:
             "out of memory at loading: 96.0 MiB asked for, 86.0 MiB left.",
             "読み込みでメモリ不足になります。要求 96.0 MiB、残り 86.0 MiB。",
         ),
+        (  # the number of a list's entry is no value of the sentence behind it
+            "2. 1 of 2 rows of a.jsonl cannot be used.",
+            "2. a.jsonl の 2 行のうち 1 行が使えません。",
+        ),
+        (
+            "The columns of x.csv, line 2 are not understood: 'a', 'b'.",
+            "x.csv、2 行目の列を解釈できません：'a', 'b'。",
+        ),
+        ("lora: full fine-tuning has no adapters", "lora: フルファインチューニングにアダプタはありません"),
+        (
+            "No such option '--bogus'. (Did you mean one of: '--gpu', '--out'?)",
+            "'--bogus' というオプションはありません。（候補：'--gpu', '--out'）",
+        ),
+        ("Missing option '--to'. Choose from:\n\ttrl", "オプション '--to' がありません。次から選んでください：\n\ttrl"),
         (  # no template of one sentence takes the next one with it
             "The dashed line is what the allocator has reserved. The numbers are traced, not measured.",
             "破線はアロケータが予約した量です。数値はトレースによるもので、実測ではありません。",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 
-from advisor.report.language import localise
+from advisor.report.language import is_english, localise, localise_label
 from advisor.report.terminal.text import line_width, plain_table, print_paragraph
 from advisor.units import count, gib, size
 
@@ -52,7 +52,8 @@ def _print_term(term: Term, component: Component, entries: list[Entry], console:
     told = _read(term)
     total = size(sum(entry.size_bytes for entry in entries))
     console.print()
-    print_paragraph(console, f"({component}): {total}", label=f"{term.name} ", indent="  ")
+    name = f"{term.name} " if is_english() else localise_label(term.name)
+    print_paragraph(console, f"({component}): {total}", label=name, indent="  ")
     print_paragraph(console, told.summary, label="  ", indent="  ")
     print_paragraph(console, told.formula.removesuffix("."), label="  = ", indent="    ", label_style="")
     if told.source:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from advisor.report.glossary import components, entries_for
-from advisor.report.language import localise_label
+from advisor.report.language import listed, localise_label
 from advisor.report.terminal.text import print_paragraph, print_title
 from advisor.units import size
 
@@ -51,9 +51,7 @@ def render_glossary(part: MethodAdvice, ledger: Ledger | None, shown: Iterable[s
 def _most(terms: list[tuple[str, int]]) -> str:
     """The largest terms, by the names that `estimate --explain` gives them."""
     return (
-        f" Most of it: {', '.join(f'{localise_label(name)} {size(amount)}' for name, amount in terms)}."
-        if terms
-        else ""
+        f" Most of it: {listed(f'{localise_label(name)} {size(amount)}' for name, amount in terms)}." if terms else ""
     )
 
 

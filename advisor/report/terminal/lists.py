@@ -89,5 +89,6 @@ def _table(*headings: str) -> Table:
     """A table without lines: names to the left, numbers to the right."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for number, heading in enumerate(headings):
-        table.add_column(localise_label(heading), justify="right" if number else "left", overflow="fold")
+        first = number == 0  # names, which are copied from here
+        table.add_column(localise_label(heading), justify="left" if first else "right", overflow="fold", no_wrap=first)
     return table

@@ -118,7 +118,7 @@ def named(columns: Iterable[str], most: int) -> str:
 
 def refuse_columns(place: str, columns: Iterable[str]) -> InputError:
     """The error for columns that mean nothing here."""
-    understood = "; ".join(" + ".join(needed) for needed in FORMATS.values())
+    understood = ", ".join(" + ".join(needed) for needed in FORMATS.values())
     return InputError(
         f"The columns of {place} are not understood: {named(columns, 12)}.",
         why=f"Understood are: {understood} (alpaca may also have input).",
