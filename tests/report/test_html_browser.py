@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from advisor.hardware import what_if
 from advisor.profiles import ModelSource, load_gpu, load_model
 from advisor.report.html import render_report
 from advisor.report.language import speaking
+from advisor.report.timeline import render_timeline
 from advisor.traced import TracedPlan
 from advisor.units import GIB, gib
 
@@ -308,13 +310,24 @@ def test_the_pointer_shows_the_largest_tensors_of_where_it_is(opened: Open, text
     assert len(shown) == page.locator(".moment").count()
 
 
-@pytest.mark.parametrize("width", [360, 768, 1200])
+@pytest.mark.parametrize("width", [320, 360, 768, 1200])
 def test_no_page_scrolls_sideways(opened: Open, pages: dict[str, str], width: int) -> None:
     for name, text in pages.items():
         page = opened(text, viewport={"width": width, "height": 740}).page
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
         beyond = page.evaluate(BEYOND, width)
         assert beyond == [], name
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_a_timeline_does_not_scroll_sideways_at_the_narrowest(
+    opened: Open, small_step: TracedPlan, language: str
+) -> None:
+    with speaking(language):
+        text = render_timeline(small_step.trace, title="small")
+    widest = re.sub(r"(<td[^>]*>)([\d.,]+ [KMG]?i?B)?</td>", r"\g<1>192.1 MiB</td>", text)
+    page = opened(widest, viewport={"width": 320, "height": 740}, java_script_enabled=False).page
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
 
 
 BEYOND = """

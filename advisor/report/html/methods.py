@@ -165,4 +165,4 @@ def comparison_rows(advice: Advice) -> str:
 
 
 def _lines(text: str) -> str:
-    return "<br>".join(map(label, text.splitlines()))
+    return "<br>".join(label(line).replace("_", "_<wbr>") for line in text.splitlines())
