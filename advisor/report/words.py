@@ -33,10 +33,10 @@ def clean(text: str) -> str:
 
 
 def regime_words(regime: Regime) -> str:
-    """How the allocator is run: `"10.96 GiB with expandable segments"`."""
+    """How the allocator is run: `"10.96 GiB in expandable segments"`."""
     if regime.expandable:
-        return "with expandable segments"
-    return "with the cache emptied" if regime.empties_cache else "with torch's defaults"
+        return "in expandable segments"
+    return "with the cache emptied" if regime.empties_cache else "by default"
 
 
 def ended(text: str) -> str:

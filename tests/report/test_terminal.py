@@ -453,8 +453,8 @@ def test_a_trace_shows_peaks_verdict_modules_and_largest_tensors(traced: TracedP
     shown = screen(render_trace, traced, width=width)
     run = traced.trace
     assert f"{gib(run.allocated_bytes)} at {run.at}" in shown
-    assert f"{gib(run.expandable.reserved_bytes)} with expandable segments" in words(shown)
-    assert f"{gib(run.default.reserved_bytes)} with torch's defaults" in words(shown)
+    assert f"{gib(run.expandable.reserved_bytes)} in expandable segments" in words(shown)
+    assert f"{gib(run.default.reserved_bytes)} by default" in words(shown)
     assert "−1.0 MiB (−" in shown
     assert "Fits." in shown
     assert "Replayed in 1.00 GiB: every request is met." in words(shown)

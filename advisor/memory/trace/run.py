@@ -154,8 +154,8 @@ def moment_class(moment: str) -> str:
 
 def summarize(events: Sequence[Event], built: BuiltModel, gpu: Gpu, regime: Regime = EXPANDABLE) -> Trace:
     """Add the events up, as large as their blocks are under `regime`."""
-    replays = {one: _replayed(events, gpu, one) for one in (TORCH_DEFAULTS, EXPANDABLE)}
-    replayed = _replayed(events, gpu, regime, keep_sizes=True)
+    regimes = dict.fromkeys((TORCH_DEFAULTS, EXPANDABLE, regime))
+    replays = {one: _replayed(events, gpu, one, keeps_sizes=one == regime) for one in regimes}
     moments: dict[str, int] = {}
     peak, peak_at, alive = 0, 0, 0
     for index, (event, alive) in enumerate(zip(events, _running_totals(events), strict=True)):
@@ -174,7 +174,7 @@ def summarize(events: Sequence[Event], built: BuiltModel, gpu: Gpu, regime: Regi
         evaluation_bytes=moments.get("evaluation", 0),
         saving_bytes=moments.get("saving", alive),
         regime=regime,
-        replayed=replayed,
+        replayed=replays[regime],
         default=replays[TORCH_DEFAULTS],
         expandable=replays[EXPANDABLE],
         components=components,
@@ -219,14 +219,14 @@ def _alive_after(events: Sequence[Event], index: int) -> list[Allocation]:
     return list(living.values())
 
 
-def _replayed(events: Sequence[Event], gpu: Gpu, regime: Regime, *, keep_sizes: bool = False) -> Replay:
-    """The allocator under a regime; `keep_sizes` makes its blocks the size of what is in them."""
+def _replayed(events: Sequence[Event], gpu: Gpu, regime: Regime, *, keeps_sizes: bool) -> Replay:
+    """The allocator under a regime; where `keeps_sizes`, what is in a block is said to be as large."""
     allocator = CachingAllocator(total_bytes=gpu.total_bytes, expandable=regime.expandable)
     failed = None
     for event, block in walk(events, allocator, empties_cache=regime.empties_cache):
         if block is None:
             failed = event.allocation.size_bytes
-        elif keep_sizes and not event.freed:
+        elif keeps_sizes and not event.freed:
             event.allocation.size_bytes = block.size
     return Replay(
         allocated_bytes=allocator.peak_allocated_bytes,
