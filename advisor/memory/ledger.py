@@ -6,6 +6,8 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from advisor.memory.allocator import LARGE_REQUEST, SEGMENT_UNIT, SMALL_REQUEST
+
 Component = Literal[
     "weights", "quantization", "adapters", "gradients", "optimizer", "activations", "logits", "workspace"
 ]
@@ -14,10 +16,6 @@ COMPONENTS: tuple[Component, ...] = get_args(Component)
 BLOCK_BYTES = 512
 """The allocator hands out multiples of this (kMinBlockSize, c10/cuda/CUDACachingAllocator.cpp)."""
 
-
-_OWN_SEGMENT_BYTES = 10 * 2**20
-_SEGMENT_UNIT = 2 * 2**20
-_MOST_REST_BYTES = 2**20
 _LOADED = ("weights", "quantization")
 """What lies in the one segment that loading begins with (transformers modeling_utils.py, caching_allocator_warmup)."""
 
@@ -29,8 +27,8 @@ def rest_of_segment(size_bytes: int) -> int:
     Of smaller ones only the order of all requests tells (traced: 0.3 % of the peak at most).
     Source: c10/cuda/CUDACachingAllocator.cpp (get_allocation_size, should_split).
     """
-    rest = -size_bytes % _SEGMENT_UNIT if size_bytes >= _OWN_SEGMENT_BYTES else 0
-    return rest if rest <= _MOST_REST_BYTES else 0
+    rest = -size_bytes % SEGMENT_UNIT if size_bytes >= LARGE_REQUEST else 0
+    return rest if rest <= SMALL_REQUEST else 0
 
 
 class Term:
