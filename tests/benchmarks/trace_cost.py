@@ -1,76 +1,83 @@
-"""What a trace costs: seconds and memory of a whole process, from start to answer.
+"""What a trace costs: seconds and memory of `phi3-advise trace`, the whole process, from start to its end.
 
-    python tests/benchmarks/trace_cost.py [--runs 3]
+    python tests/benchmarks/trace_cost.py [--runs 3] [--against FOLDER]
 
-Each case runs in a process of its own, all cases in turn, so that a noisy minute falls on all alike. The
-goals on two cores: Phi-3-mini within 10 s and 1 GiB, Phi-3-medium within 15 s.
+All cases run in turn, so that a noisy minute falls on all alike. The goals on two cores: Phi-3-mini within
+10 s and 1 GiB, Phi-3-medium within 15 s. With a checkout of another version, every run is followed by one of
+that version, and the ratio of the processor times is printed: a noisy machine's seconds say little.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import statistics
 import subprocess
 import sys
-from typing import Any
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
 
-CASES: dict[str, dict[str, Any]] = {
-    "mini LoRA": {"model": "phi-3-mini-4k", "method": "lora", "lora": {"rank": 16}},
-    "mini QLoRA": {"model": "phi-3-mini-4k", "method": "qlora", "lora": {"rank": 16}, "quantization": {}},
-    "medium LoRA": {"model": "phi-3-medium-4k", "method": "lora", "lora": {"rank": 16}},
-    "medium QLoRA": {"model": "phi-3-medium-4k", "method": "qlora", "lora": {"rank": 16}, "quantization": {}},
+METHODS = {"LoRA": 'method = "lora"\n', "QLoRA": 'method = "qlora"\n[quantization]\n'}
+CASES = {
+    f"{model} {name}": f'model = "phi-3-{model}-4k"\nmicro_batch = 2\nseq_len = 2048\n{method}[lora]\nrank = 16\n'
+    for model in ("mini", "medium")
+    for name, method in METHODS.items()
 }
-SHAPE = {"micro_batch": 2, "seq_len": 2048}
-
-ONE_CASE = """
-import json, resource, sys, time
-from advisor.memory.trace import trace
-from advisor.plan import plan_from_fields
-from advisor.profiles import load_model
-fields = json.loads(sys.argv[1])
-turns = []
-result = trace(plan_from_fields(fields), load_model(fields["model"]).architecture.config,
-               progress=lambda turn: turns.append((turn, time.perf_counter())))
-turns.append(("end", time.perf_counter()))
-spent = {turn: later - begun for (turn, begun), (_, later) in zip(turns, turns[1:])}
-print(json.dumps({"events": len(result.events), "turns": spent,
-                  "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
-"""
-"""ru_maxrss is in KiB on Linux."""
 
 
-def measure(fields: dict[str, Any]) -> dict[str, Any]:
-    """Run one case in a fresh process: its seconds on the clock, its largest resident size, its parts."""
-    import time
+@dataclass(frozen=True)
+class Cost:
+    """Of one process: on the clock, on the processor, and its largest resident size."""
 
+    seconds: float
+    cpu_seconds: float
+    gib: float
+
+
+def measure(plan: Path, checkout: Path) -> Cost:
+    """Run one case in a fresh process."""
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONWARNINGS": "ignore"}
     begun = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", ONE_CASE, json.dumps({**fields, **SHAPE})],
-        check=True,
-        capture_output=True,
-        text=True,
+    process = subprocess.Popen(
+        [sys.executable, "-m", "advisor", "trace", "--plan", str(plan), "--json"],
+        cwd=checkout,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {**found, "seconds": time.perf_counter() - begun}
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - begun
+    if status:
+        raise SystemExit(f"{plan.read_text()}ended with {os.waitstatus_to_exitcode(status)}")
+    return Cost(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20)  # KiB on Linux
 
 
 def main() -> None:
     """Print one line for each case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--runs", type=int, default=3)
-    runs = parser.parse_args().runs
-    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in CASES}
-    for _ in range(runs):
-        for name, fields in CASES.items():
-            measured[name].append(measure(fields))
-    for name, found in measured.items():
-        seconds = statistics.median(run["seconds"] for run in found)
-        gib = statistics.median(run["peak"] for run in found) / 2**20
-        parts = ", ".join(
-            f"{turn} {statistics.median(run['turns'][turn] for run in found):.1f}" for turn in found[0]["turns"]
-        )
-        print(f"{name:13} {seconds:5.1f} s  {gib:5.2f} GiB  {found[0]['events']:,} events  ({parts})")
+    parser.add_argument("--against", type=Path, help="another version's checkout")
+    options = parser.parse_args()
+    ours = Path(__file__).parents[2]
+    checkouts = [ours] + ([options.against.resolve()] if options.against else [])
+    found: dict[tuple[str, Path], list[Cost]] = {(case, checkout): [] for case in CASES for checkout in checkouts}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(options.runs):
+            for case, text in CASES.items():
+                plan = Path(folder) / "plan.toml"
+                plan.write_text(text)
+                for checkout in checkouts:
+                    found[case, checkout].append(measure(plan, checkout))
+    for case in CASES:
+        costs = found[case, ours]
+        seconds, slowest = statistics.median(c.seconds for c in costs), max(c.seconds for c in costs)
+        line = f"{case:13} {seconds:5.1f} s (slowest {slowest:.1f})  {max(c.gib for c in costs):5.2f} GiB"
+        if options.against:
+            ratios = [a.cpu_seconds / b.cpu_seconds for a, b in zip(costs, found[case, checkouts[1]], strict=True)]
+            line += f"  {statistics.median(ratios):.2f} of the other's processor time"
+        print(line)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def fill(device: str) -> None:
 
 @pytest.mark.parametrize("program", [take_and_put, fill])
 def test_a_mask_takes_as_much_as_it_can(program: Callable[[str], None]) -> None:
-    tracker = Tracker("meta", Cpu())
+    tracker = Tracker(Cpu())
     with tracker:
         program("meta")
     traced = highest(-e.allocation.nbytes if e.freed else e.allocation.nbytes for e in tracker.events)
@@ -32,6 +32,6 @@ def test_a_mask_takes_as_much_as_it_can(program: Callable[[str], None]) -> None:
 
 
 def test_a_masked_selection_is_as_large_as_its_operands_spread_out() -> None:
-    with Tracker("meta", Cpu()):
+    with Tracker(Cpu()):
         rows, mask = torch.ones(64, 1, 48, device="meta"), torch.ones(64, 32, 1, dtype=torch.bool, device="meta")
         assert torch.masked_select(rows, mask).shape == (64 * 32 * 48,)

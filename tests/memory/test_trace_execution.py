@@ -71,7 +71,7 @@ def test_a_second_gradient_is_added_into_the_first_if_only_autograd_holds_that()
         return (torch.nn.functional.linear(torch.nn.functional.embedding(tokens, weight), weight) * 1.0).sum()
 
     for program in (residual, tied):
-        tracker = Tracker("meta", Cpu())
+        tracker = Tracker(Cpu())
         with tracker:
             result = program("meta")
             tracker.enter("backward")
@@ -94,7 +94,7 @@ def test_math_attention_adds_its_mask_into_the_scores() -> None:
             query=query, key=key, value=value, mask=mask, dropout=0.0, causal=False, scale=None, grouped=False
         )
 
-    tracker = Tracker("meta", Cpu())
+    tracker = Tracker(Cpu())
     with tracker:
         made = tensors("meta")
         before = len(tracker.events)
@@ -169,7 +169,7 @@ def test_a_weight_is_quantised_on_a_processor_beside_the_places_of_its_codes(dty
         return quantize_4bit(torch.ones(256, 1024, dtype=getattr(torch, dtype), device=device), quant_type=kind)
 
     quantise("cpu")
-    tracker = Tracker("meta", Cpu())
+    tracker = Tracker(Cpu())
     with tracker:
         quantise("meta")
     traced = highest(-e.allocation.nbytes if e.freed else e.allocation.nbytes for e in tracker.events)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from advisor.memory.kernels import hardware_of
+from advisor.memory.trace.imports import collection_paused
 from advisor.memory.trace.result import Allocation, Component, Event, Trace
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ def trace(
     tell("building")
     from advisor.memory.kernels import Gpu as AnyGpu
     from advisor.memory.regime import regime_of
-    from advisor.memory.trace.run import record, summarize
+
+    with collection_paused():  # it imports torch
+        from advisor.memory.trace.run import record, summarize
 
     gpu = gpu or AnyGpu(capability=capability or (8, 0))
     events, built = record(plan, architecture, gpu, steps, tell)

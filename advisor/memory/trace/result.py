@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from advisor.memory.allocator import Replay, rounded
 from advisor.memory.regime import Regime
@@ -41,8 +41,7 @@ class Allocation:
         self.size_bytes = rounded(self.nbytes)
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """An allocation is made or freed during a moment."""
 
     allocation: Allocation

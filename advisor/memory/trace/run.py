@@ -12,7 +12,9 @@ from advisor.errors import AdvisorError, EnvironmentLacksError
 from advisor.memory.allocator import CachingAllocator, Replay
 from advisor.memory.kernels import Cpu, Gpu, Hardware
 from advisor.memory.regime import EXPANDABLE, TORCH_DEFAULTS, Regime
+from advisor.memory.trace.compiler import compiler_postponed
 from advisor.memory.trace.device import DeviceSemantics
+from advisor.memory.trace.imports import collection_paused
 from advisor.memory.trace.libraries import import_bitsandbytes
 from advisor.memory.trace.replayed import walk
 from advisor.memory.trace.result import LOADING, OUTSIDE_STEPS, Allocation, Event, Trace
@@ -22,6 +24,7 @@ from advisor.training.build import BuiltModel, build_optimizer, build_skeleton, 
 from advisor.training.step import Step, make_batch, settings_of, weights_to_save, wrap_forward
 
 
+@compiler_postponed()
 def record(
     plan: Plan,
     architecture: Mapping[str, Any],
@@ -30,30 +33,48 @@ def record(
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Event], BuiltModel]:
     """Every allocation in order, and the model that made them: loading, `steps` steps, evaluation, saving."""
-    # Before the tracker, which looks up the rules of its operators.
-    import_bitsandbytes()
-    tracker = Tracker(
-        "meta",
-        hardware,
-        padded=plan.padding == "longest" and plan.micro_batch > 1,
-        tokens=plan.seq_len,
-        samples=plan.samples if plan.packing else 0,
-    )
+    with collection_paused() as resume:
+        # Before the tracker, which looks up the rules of its operators.
+        import_bitsandbytes()
+        tracker = Tracker(
+            hardware,
+            padded=plan.padding == "longest" and plan.micro_batch > 1,
+            tokens=plan.seq_len,
+            samples=plan.samples if plan.packing else 0,
+        )
+        built = _load(plan, architecture, tracker, hardware, progress)
+        resume()
+        _train(plan, built, tracker, hardware, steps, progress)
+    return tracker.events, built
+
+
+def _load(
+    plan: Plan,
+    architecture: Mapping[str, Any],
+    tracker: Tracker,
+    hardware: Hardware,
+    progress: Callable[[str], None],
+) -> BuiltModel:
     skeleton = build_skeleton(plan, architecture)
     progress("loading")
     if isinstance(hardware, Gpu) and loads_to_device(plan):
         tracker.warm_up(warm_up_bytes(skeleton, plan))
     with tracker:
         built = fill_model(skeleton, plan, "meta")
-    vocabulary = built.causal_lm.config.get_text_config().vocab_size
-    tracker.vocabulary = vocabulary
+    tracker.vocabulary = built.causal_lm.config.get_text_config().vocab_size
     adopt_model(tracker, built.model)
+    return built
+
+
+def _train(
+    plan: Plan, built: BuiltModel, tracker: Tracker, hardware: Hardware, steps: int, progress: Callable[[str], None]
+) -> None:
     semantics = DeviceSemantics(hardware)
     autocast = None if plan.autocast == "none" else lambda: semantics.autocast(getattr(torch, plan.autocast))
     wrap_forward(built.model, autocast)
     _label_gradients(tracker, built.model)
     micro_steps = min(plan.gradient_accumulation, 2)
-    batches = [lambda: make_batch(plan, vocabulary, "meta")] * micro_steps
+    batches = [lambda: make_batch(plan, tracker.vocabulary, "meta")] * micro_steps
     with _naming_what_stopped(tracker), semantics, tracker, tracker.following_modules(built.model, built.decoder):
         optimizer = build_optimizer(plan, built.model)
         step = Step(built.model, optimizer, settings_of(plan), tracker.enter)
@@ -70,7 +91,6 @@ def record(
         # What the program lets go of at its end is no part of the run.
         tracker.stop()
         del saved, converted
-    return tracker.events, built
 
 
 def loads_to_device(plan: Plan) -> bool:

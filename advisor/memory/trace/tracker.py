@@ -24,19 +24,11 @@ from advisor.memory.trace.attention import MathAttention
 from advisor.memory.trace.experts import grouped_operation, grouped_product
 from advisor.memory.trace.libraries import chunked_loss_operation, run_chunked_loss
 from advisor.memory.trace.result import LOADING, WARM_UP, Allocation, Component, Event
+from advisor.memory.trace.results import Results, is_pure, returns_views
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)(?:\.|$)")
 _ADD = torch.ops.aten.add.Tensor
 _ADD_IN_PLACE = torch.ops.aten.add_.Tensor
-_ELEMENTWISE = frozenset(
-    getattr(getattr(torch.ops.aten, name), overload)
-    for name, overload in [
-        *((name, "Tensor") for name in ("add", "sub", "mul", "div")),
-        *((name, "Scalar") for name in ("add", "sub", "mul", "div")),
-        *((name, "default") for name in ("neg", "silu", "rsqrt", "gelu", "tanh", "sigmoid")),
-        ("pow", "Tensor_Scalar"),
-    ]
-)
 _is_dense = torch._prims_common.is_non_overlapping_and_dense_or_false
 _SEQUENCE_NUMBER: Callable[[], int] = torch._C._autograd._get_sequence_nr
 
@@ -50,29 +42,44 @@ class Places:
     made_by: dict[int, str] = field(default_factory=dict)
     last: str = ""
     moment: str = LOADING
-    operation: str = ""
+    running: tuple[str, str] = ("", "")
+    """The last operation, and its module."""
+
+    @property
+    def operation(self) -> str:
+        """The last operation, for a person."""
+        return " in ".join(filter(None, self.running))
+
+
+@dataclass(slots=True, frozen=True)
+class _Handling:
+    """What is done about one operator."""
+
+    name: str
+    select: Callable[..., Any] | None
+    rule: Callable[[kernels.Call], kernels.Inside] | None
+    uses_blas: bool
+    last_first: bool
+    pure: bool
+    views: bool
 
 
 class Tracker(TorchDispatchMode):
-    """Records every allocation of a device while it is active.
+    """Records every allocation of a meta tensor while it is active.
 
     Args:
-        device: the device type whose storages count.
         hardware: whose kernels' inner allocations are added.
         padded: as `Answers` has it.
         tokens: the same.
         samples: the same.
     """
 
-    def __init__(
-        self, device: str, hardware: Hardware, *, padded: bool = False, tokens: int = 1, samples: int = 0
-    ) -> None:
+    def __init__(self, hardware: Hardware, *, padded: bool = False, tokens: int = 1, samples: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[Event] = []
         self.places = Places()
         self.vocabulary = 0
         """The size by which logits are recognised."""
-        self._device = device
         self._hardware = hardware
         self._answers = Answers(padded=padded, tokens=tokens, samples=samples)
         self._selections = self._answers.selections()
@@ -80,6 +87,8 @@ class Tracker(TorchDispatchMode):
         self._rules = kernels.rules(hardware)
         self._last_first = kernels.last_output_first(hardware)
         self._blas = kernels.cublas_operations() if isinstance(hardware, Gpu) else frozenset()
+        self._handlings: dict[Any, _Handling] = {}
+        self._results = Results()
         self._workspaces: set[bool] = set()
         self._lone_uses = _uses_of_a_lone_gradient()
         self._chunked_loss = chunked_loss_operation()
@@ -89,36 +98,50 @@ class Tracker(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "meta":
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return self._answers.value(args[0], phase=self.places.phase, operation=self.places.operation)
-        select = self._selections.get(func)
-        if select is not None and depends_on_values(func, args):
+        handling = self._handlings.get(func) or self._handle(func)
+        if handling.select is not None and depends_on_values(func, args):
             with self:
-                return select(*args)
+                return handling.select(*args)
         if func is _ADD_IN_PLACE:
             self._label_addend(args)
         if func is self._chunked_loss:
             with self:
                 return run_chunked_loss(args, self._hardware)
         module = self._locate()
-        self.places.operation = f"{func} in {module}" if module else str(func)
-        if func in self._blas:
+        self.places.running = (handling.name, module)
+        if handling.views:
+            return func(*args, **kwargs)
+        if handling.uses_blas:
             self._use_workspace()
-        rule = self._rules.get(func)
-        inside = rule(kernels.Call(args, kwargs, self._hardware)) if rule is not None else kernels.NOTHING
-        temporary = [self._temporary(size, func, module) for size in inside.first]
-        result = _like_first(args, kwargs) if func in _ELEMENTWISE else None
-        if func is self._grouped and args[0].device.type == "meta" and args[0].dtype != torch.bfloat16:
+        inside = handling.rule(kernels.Call(args, kwargs, self._hardware)) if handling.rule else kernels.NOTHING
+        temporary = [self._temporary(size, handling.name, module) for size in inside.first]
+        if func is self._grouped and args[0].is_meta and args[0].dtype != torch.bfloat16:
             result = grouped_product(args, kwargs)
-        if result is None:
-            result = func(*args, **kwargs)
+        else:
+            result = self._results.of(func, args, kwargs) if handling.pure else func(*args, **kwargs)
         if func is _ADD and self._is_in_place(args):
             self._take_over(args[0], result)
         else:
-            self._register_outputs(result[::-1] if func in self._last_first else result, func, module)
-        self._release([self._temporary(size, func, module) for size in inside.brief])
-        self._release(temporary + [self._temporary(size, func, module) for size in inside.then])
+            self._register_outputs(result[::-1] if handling.last_first else result, handling.name, module)
+        if inside is not kernels.NOTHING:
+            self._release([self._temporary(size, handling.name, module) for size in inside.brief])
+            self._release(temporary + [self._temporary(size, handling.name, module) for size in inside.then])
         return result
+
+    def _handle(self, func: Any) -> _Handling:
+        """What is done about an operator, from now on."""
+        handling = self._handlings[func] = _Handling(
+            name=str(func),
+            select=self._selections.get(func),
+            rule=self._rules.get(func),
+            uses_blas=func in self._blas,
+            last_first=func in self._last_first,
+            pure=is_pure(func),
+            views=returns_views(func),
+        )
+        return handling
 
     def _is_in_place(self, args: tuple[Any, ...]) -> bool:
         """Whether a real device would add into the first tensor, where a dispatch mode makes torch copy.
@@ -184,20 +207,19 @@ class Tracker(TorchDispatchMode):
         elif self.places.moment.startswith("backward of") and "embed" in module:
             self.places.moment = "embedding backward"
 
-    def _register_outputs(self, result: Any, func: Any, module: str) -> None:
+    def _register_outputs(self, result: Any, operation: str, module: str) -> None:
         if isinstance(result, torch.Tensor):
-            self._register(result, func, module)
+            self._register(result, operation, module)
         elif isinstance(result, (list, tuple)):
             for item in result:
-                self._register_outputs(item, func, module)
+                self._register_outputs(item, operation, module)
 
-    def _register(self, tensor: torch.Tensor, func: Any, module: str) -> None:
-        if tensor.device.type != self._device:
+    def _register(self, tensor: torch.Tensor, operation: str, module: str) -> None:
+        if not tensor.is_meta:
             return
         storage = tensor.untyped_storage()
-        if storage._cdata in self._live:
-            return
-        self.adopt(tensor, self._component(tensor), str(func), module)
+        if storage._cdata not in self._live:
+            self._begin(tensor, storage, self._component(tensor), operation, module)
 
     def _component(self, tensor: torch.Tensor) -> Component:
         if self.places.phase == LOADING:
@@ -210,12 +232,14 @@ class Tracker(TorchDispatchMode):
     def adopt(self, tensor: torch.Tensor, component: Component, operation: str, module: str) -> None:
         """Start to follow a tensor's storage, or say what one that is followed already is for."""
         storage = tensor.untyped_storage()
-        key = storage._cdata
-        known = self._live.get(key)
+        known = self._live.get(storage._cdata)
         if known is not None:
             known[1].component = component
             known[1].module = module or known[1].module
             return
+        self._begin(tensor, storage, component, operation, module)
+
+    def _begin(self, tensor: torch.Tensor, storage: Any, component: Component, operation: str, module: str) -> None:
         size = storage.nbytes()
         if size == 0:
             return
@@ -230,8 +254,8 @@ class Tracker(TorchDispatchMode):
         if entry is not None:
             self.events.append(Event(entry[1], True, self.places.moment))
 
-    def _temporary(self, size: int, func: Any, module: str) -> Allocation:
-        allocation = Allocation(size, (size,), "uint8", module, f"inside {func}", self.places.moment, "workspace")
+    def _temporary(self, size: int, operation: str, module: str) -> Allocation:
+        allocation = Allocation(size, (size,), "uint8", module, f"inside {operation}", self.places.moment, "workspace")
         self.events.append(Event(allocation, False, self.places.moment))
         return allocation
 
@@ -295,35 +319,6 @@ class Tracker(TorchDispatchMode):
             for hook in hooks:
                 hook.remove()
             stack.clear()
-
-
-def _like_first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
-    """The result of an elementwise operation that has its first operand's shape, dtype and layout, or None.
-
-    That is so where the first operand is contiguous and the second a number or broadcast into it.
-
-    torch's own meta functions of these are written in Python and take a fifth of a trace.
-    """
-    first = args[0]
-    if kwargs or type(first) is not torch.Tensor or first.device.type != "meta":
-        return None
-    if not (first.is_floating_point() and first.dim() and first.is_contiguous()):
-        return None
-    for other in args[1:]:
-        if isinstance(other, torch.Tensor):
-            if other.dim() and (other.dtype != first.dtype or not _broadcasts(other.shape, first.shape)):
-                return None
-        elif not isinstance(other, (int, float)):
-            return None
-    return torch.empty_like(first)
-
-
-def _broadcasts(shape: torch.Size, into: torch.Size) -> bool:
-    """Whether a tensor of `shape` can be expanded to `into`."""
-    if shape == into:
-        return True
-    missing = len(into) - len(shape)
-    return missing >= 0 and all(size in (1, wanted) for size, wanted in zip(shape, into[missing:], strict=True))
 
 
 @cache
