@@ -20,8 +20,8 @@ from advisor.training.step import Step, make_batch, settings_of
 PHI3 = {
     "model_type": "phi3",
     "vocab_size": 2048,
-    "hidden_size": 512,
-    "intermediate_size": 1280,
+    "hidden_size": 256,
+    "intermediate_size": 640,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
