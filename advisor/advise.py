@@ -134,7 +134,7 @@ def conclude(
 
 def base_plan(method: Method, model: ModelProfile, gpu: Gpu, request: Request) -> Plan:
     """What all of a method's candidates have in common: the worst batch that the request can meet."""
-    plan = default_plan(method, model=model.name, bfloat16=gpu.bfloat16 is not False)
+    plan = default_plan(method, model=model.name, dtype=gpu.dtype)
     lora = plan.lora and replace(plan.lora, rank=request.lora_rank, target_modules=request.target_modules)
     return replace(
         plan,

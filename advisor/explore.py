@@ -226,7 +226,7 @@ def _change_gpu(view: View, value: Any) -> View:
     """Number formats and attention follow the GPU: it may have no bfloat16, and flash-attn 2 needs a newer one."""
     gpu = view.home if value == _profile_name(view.home) else _gpu(value)
     plan = replace(view.plan, gpu=_profile_name(gpu))
-    if gpu.bfloat16 != view.gpu.bfloat16:
+    if gpu.dtype != view.gpu.dtype:
         plan = _settled(plan, plan.method, plan.model, gpu)
     try:
         return show(view.model, gpu, plan, home=view.home)
@@ -238,7 +238,7 @@ def _change_gpu(view: View, value: Any) -> View:
 
 def _settled(plan: Plan, method: Any, model: str, gpu: Gpu) -> Plan:
     """A plan's settings over a method's own number formats and adapters on a GPU."""
-    usual = default_plan(method, model=model, bfloat16=gpu.bfloat16 is not False)
+    usual = default_plan(method, model=model, dtype=gpu.dtype)
     return replace(
         plan,
         method=method,

@@ -12,7 +12,7 @@ from advisor.architecture import Architecture, architecture_from_config
 from advisor.errors import EnvironmentLacksError, UnknownNameError
 from advisor.files import read_json as read_json
 from advisor.files import read_toml as read_toml
-from advisor.plan import Method, Plan, plan_from_fields
+from advisor.plan import Dtype, Method, Plan, plan_from_fields
 from advisor.plan_files import plan_to_toml as plan_to_toml
 from advisor.plan_files import save_plan_file as save_plan_file
 from advisor.units import GIB, MIB
@@ -359,10 +359,14 @@ def load_recipe(name: str) -> Recipe:
     )
 
 
-def default_plan(method: Method, *, model: str, bfloat16: bool = True) -> Plan:
-    """The method's default plan for a model, in the number format that the GPU computes in."""
+def default_plan(method: Method, *, model: str, dtype: Dtype = "bfloat16") -> Plan:
+    """The method's default plan for a model, in the number format that the device computes in."""
+    from dataclasses import replace
+
     plan = plan_from_fields({**load_recipe(method).fields, "model": model})
-    return plan if bfloat16 else without_bfloat16(plan)
+    if dtype == "float32":
+        return replace(plan, dtype="float32", autocast="none")
+    return plan if dtype == "bfloat16" else without_bfloat16(plan)
 
 
 def without_bfloat16(plan: Plan) -> Plan:
@@ -375,20 +379,20 @@ def without_bfloat16(plan: Plan) -> Plan:
     return replace(plan, dtype="float32" if plan.method == "full" else "float16", autocast="float16")
 
 
-def load_plan(path: str, *, bfloat16: bool = True) -> Plan:
+def load_plan(path: str, *, dtype: Dtype = "bfloat16") -> Plan:
     """The plan in a TOML file; fields left out take the method's defaults.
 
     Args:
         path: the file. A `model` that is no profile's name but a relative path is looked up beside it first.
-        bfloat16: whether the GPU computes in bfloat16, for a `dtype` that is left out.
+        dtype: what the device computes in, for a `dtype` that is left out.
 
     Raises:
         InputError: no file, not TOML, or a field that cannot be used.
     """
-    return plan_with_defaults(read_toml(path), folder=os.path.dirname(path), bfloat16=bfloat16)
+    return plan_with_defaults(read_toml(path), folder=os.path.dirname(path), dtype=dtype)
 
 
-def plan_with_defaults(fields: Mapping[str, Any], *, folder: str = "", bfloat16: bool = True) -> Plan:
+def plan_with_defaults(fields: Mapping[str, Any], *, folder: str = "", dtype: Dtype = "bfloat16") -> Plan:
     """A plan from a plan file's values over the defaults of its method."""
     method = fields.get("method")
     if method not in ("full", "lora", "qlora") or not isinstance(fields.get("model"), str):
@@ -397,6 +401,6 @@ def plan_with_defaults(fields: Mapping[str, Any], *, folder: str = "", bfloat16:
     beside = os.path.join(folder, model)
     if folder and model and os.path.exists(beside) and _find("models", model) is None:
         model = beside
-    choose_dtype = not bfloat16 and not {"dtype", "autocast"} & set(fields)
-    base = default_plan(method, model=model, bfloat16=not choose_dtype)
+    said = {"dtype", "autocast"} & set(fields)
+    base = default_plan(method, model=model, dtype="bfloat16" if said else dtype)
     return plan_from_fields({**fields, "model": model}, base)

@@ -473,6 +473,13 @@ def test_the_processor_is_a_device_whose_memory_is_the_host_s() -> None:
     assert cpu.total_bytes == host().ram_bytes
     assert cpu.free_bytes is not None
     assert cpu.free_bytes < cpu.total_bytes
+    assert cpu.dtype == "float32"
+
+
+@pytest.mark.parametrize(("bfloat16", "dtype"), [(True, "bfloat16"), (None, "bfloat16"), (False, "float16")])
+def test_what_a_gpu_computes_in(bfloat16: bool | None, dtype: str) -> None:
+    gpu = Gpu(name="x", backend="cuda", total_bytes=0, driver_bytes=0, detected=False, bfloat16=bfloat16)
+    assert gpu.dtype == dtype
 
 
 def test_a_host_without_a_figure_cannot_be_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,9 +205,11 @@ def test_fp16_full_finetuning_needs_fp32_weights() -> None:
 def test_a_plan_file_that_names_no_dtype_takes_the_gpus(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     path.write_text('model = "phi-4"\nmethod = "lora"\n')
-    assert load_plan(str(path), bfloat16=False).dtype == "float16"
+    assert load_plan(str(path), dtype="float16").dtype == "float16"
+    on_cpu = load_plan(str(path), dtype="float32")
+    assert (on_cpu.dtype, on_cpu.autocast) == ("float32", "none")
     path.write_text('model = "phi-4"\nmethod = "lora"\ndtype = "bfloat16"\n')
-    assert load_plan(str(path), bfloat16=False).dtype == "bfloat16"
+    assert load_plan(str(path), dtype="float16").dtype == "bfloat16"
 
 
 def test_a_plans_config_is_looked_up_beside_it(tmp_path: Path) -> None:

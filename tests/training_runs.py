@@ -43,7 +43,8 @@ def make_job(out: Path, model: Path, data: Path, method: str = "lora", **fields:
     """A job on the CPU; `job` among the fields are the job's own, `training` the hyperparameters."""
     job = fields.pop("job", {})
     training = {"learning_rate": 1e-3, "validation": 0.1, **fields.pop("training", {})}
-    base = {"model": "small", "micro_batch": 2, "seq_len": 64, "gradient_accumulation": 2}
+    # fp32: bf16 products are slow on a processor without instructions for them.
+    base = {"model": "small", "micro_batch": 2, "seq_len": 64, "gradient_accumulation": 2, "dtype": "float32"}
     plan = plan_from_fields({**base, **METHODS[method], **fields, "training": training})
     return Job(plan=plan, model_path=str(model), data=str(data), out=str(out), device="cpu", **job)
 

@@ -138,7 +138,7 @@ def read_plan(
     if gpu is not None:
         fields["gpu"] = gpu
     target = _plan_gpu(fields.get("gpu"), what_if_only=gpu is not None, vram=vram, free=free)
-    plan = plan_with_defaults(fields, folder=os.path.dirname(path), bfloat16=target.bfloat16 is not False)
+    plan = plan_with_defaults(fields, folder=os.path.dirname(path), dtype=target.dtype)
     return plan, target
 
 

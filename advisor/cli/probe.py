@@ -79,7 +79,7 @@ def command(
     fields = read_toml(path)
     gpu, imitation = find_device(device, as_gpu)
     target = gpu if imitation is None else imitation.gpu
-    plan = plan_with_defaults(fields, folder=os.path.dirname(path), bfloat16=target.bfloat16 is not False)
+    plan = plan_with_defaults(fields, folder=os.path.dirname(path), dtype=target.dtype)
     if plan.gpu is not None:
         # One that nobody knows is said before anything is measured.
         load_gpu(plan.gpu)

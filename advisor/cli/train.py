@@ -92,7 +92,7 @@ def command(
 
     fields = read_toml(path)
     gpu = require_device(device)
-    plan = plan_with_defaults(fields, folder=os.path.dirname(path), bfloat16=gpu.bfloat16 is not False)
+    plan = plan_with_defaults(fields, folder=os.path.dirname(path), dtype=gpu.dtype)
     settings = Settings(
         data=data,
         out=os.path.expanduser(out) if out is not None else None,

@@ -103,7 +103,7 @@ def _next_method(plan: Plan, gpu: Gpu, advised: Sequence[Plan], *, has_bitsandby
         if method == "qlora" and not has_bitsandbytes:
             continue
         found = next((other for other in advised if other.method == method), None)
-        smallest = found or _smallest(default_plan(method, model=plan.model, bfloat16=gpu.bfloat16 is not False), plan)
+        smallest = found or _smallest(default_plan(method, model=plan.model, dtype=gpu.dtype), plan)
         kept = replace(smallest, model=plan.model, training=plan.training, gpu=plan.gpu)
         return StepDown(plan=kept, change=f"{METHOD_LABELS[method]} in place of {METHOD_LABELS[plan.method]}")
     return None

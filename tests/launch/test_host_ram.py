@@ -120,7 +120,7 @@ def need(plan: Plan, gpu: Gpu = T4, *, spilled_bytes: int = 0) -> RamNeed:
 
 
 def plan(method: str) -> Plan:
-    return default_plan(method, model="phi-3-mini-4k", bfloat16=False)  # type: ignore[arg-type]
+    return default_plan(method, model="phi-3-mini-4k", dtype="float16")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def test_the_disk_is_computed_from_the_plan(make_job: MakeJob, cpu: Gpu, monkeyp
     [
         (default_plan("lora", model="phi-3-mini-4k"), 25_165_824 * 12, 25_165_824 * 4),
         # Where float16 cannot hold a weight, all are saved in fp32.
-        (default_plan("full", model="phi-3-mini-4k", bfloat16=False), 3_821_079_552 * 12, 3_821_079_552 * 4),
+        (default_plan("full", model="phi-3-mini-4k", dtype="float16"), 3_821_079_552 * 12, 3_821_079_552 * 4),
         (
             replace(default_plan("full", model="phi-3-mini-4k"), dtype="float32", autocast="bfloat16"),
             3_821_079_552 * 12,

@@ -26,7 +26,7 @@ def descent(plan: Plan, gpu: Gpu = T4, **options: bool) -> list[Plan]:
 
 
 def start(**fields: object) -> Plan:
-    plan = default_plan("full", model="phi-3-mini-4k", bfloat16=True)
+    plan = default_plan("full", model="phi-3-mini-4k")
     fields = {"micro_batch": 4, "gradient_accumulation": 4, "gradient_checkpointing": False, **fields}
     return replace(plan, **fields)
 

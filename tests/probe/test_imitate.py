@@ -32,7 +32,7 @@ def test_a_t4_on_an_h100_has_a_t4s_memory_and_no_flash_attention(h100: Gpu, sour
 def test_a_plan_for_it_computes_in_fp16_and_one_in_bfloat16_is_refused(h100: Gpu) -> None:
     imitation = imitate("t4", h100)
     fields = {"model": "phi-3-mini-4k", "method": "qlora"}
-    plan = plan_with_defaults(fields, bfloat16=imitation.gpu.bfloat16 is not False)
+    plan = plan_with_defaults(fields, dtype=imitation.gpu.dtype)
     assert (plan.dtype, plan.autocast) == ("float16", "float16")
     refuse_what_it_lacks(plan, imitation)
     with pytest.raises(PlanError, match="dtype"):

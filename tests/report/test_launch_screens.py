@@ -290,7 +290,7 @@ def test_sequences_are_cut_only_where_somebody_agrees(
     given = iter(answers)
     monkeypatch.setattr(conducting, "_somebody_answers", lambda _: True)
     monkeypatch.setattr("click.confirm", lambda *_, **__: next(given))
-    plan = default_plan("lora", model="phi-3-mini-4k", bfloat16=False)
+    plan = default_plan("lora", model="phi-3-mini-4k", dtype="float16")
     plan = replace(plan, seq_len=2048, loss="chunked", optimizer="paged_adamw_8bit", micro_batch=1)
     launch = replace(launch, advice=None)
     step, is_taken = conducting._next_plan(launch.with_plan(plan), conducting.Conduct())

@@ -100,7 +100,7 @@ from advisor.recipes import examine_recipe
 from advisor.advise import Request
 from advisor.survey import survey
 model, gpu, console = load_model("phi-3-mini"), what_if(load_gpu("t4")), make_console()
-plan = default_plan("qlora", model="phi-3-mini", bfloat16=False)
+plan = default_plan("qlora", model="phi-3-mini", dtype="float16")
 memory = estimate(plan, model.architecture, gpu)
 render_estimate(plan, model, gpu, memory, check_fit(memory.reserved_bytes, gpu), console)
 render_explain(simulate(plan, model.architecture, gpu), memory, console)

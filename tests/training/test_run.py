@@ -161,7 +161,7 @@ def test_asked_to_stop_when_nothing_is_left_to_train_it_finishes(small_model: Pa
 
 def test_a_disk_that_fills_leaves_the_last_good_checkpoint(small_model: Path, rows: Path, small_disk: Path) -> None:
     out = small_disk / "run"
-    job = make_job(out, small_model, rows, "full", training={"epochs": 9999.0}, job={"save_steps": 2})
+    job = make_job(out, small_model, rows, "full", dtype="bfloat16", training={"epochs": 9999.0}, job={"save_steps": 2})
     assert finish(start(job)) == 4
     result = read_result(out)
     kept = last_checkpoint(out / "checkpoints")

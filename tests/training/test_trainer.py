@@ -96,7 +96,7 @@ def test_experts_go_on_too(small_model: Path, rows: Path, tmp_path: Path) -> Non
 
 
 def test_what_is_loaded_is_what_was_saved_and_is_counted(small_model: Path, method: str) -> None:
-    fields = {"method": method} if method == "full" else {"method": method, "lora": {"rank": 8}}
+    fields = {"method": method, "dtype": "bfloat16"} | ({} if method == "full" else {"lora": {"rank": 8}})
     job = make_job(Path("unused"), small_model, Path("unused"), **fields)
     built = load_model(job.plan, str(small_model), "cpu")
     saved = load_file(small_model / "model.safetensors")
@@ -251,14 +251,14 @@ def test_4_bit_weights_that_would_compute_in_fp32_are_refused(
     small_model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(PlanError, match="upcast_frozen"):
-        run_here(make_job(tmp_path / "a", small_model, rows, "qlora", upcast_frozen=True))
+        run_here(make_job(tmp_path / "a", small_model, rows, "qlora", dtype="bfloat16", upcast_frozen=True))
     from transformers import BitsAndBytesConfig
 
     from advisor.training import build
 
     monkeypatch.setattr(build, "_bitsandbytes_config", lambda _: BitsAndBytesConfig(load_in_4bit=True))
     with pytest.raises(PlanError, match="not in bfloat16"):
-        run_here(make_job(tmp_path / "b", small_model, rows, "qlora"))
+        run_here(make_job(tmp_path / "b", small_model, rows, "qlora", dtype="bfloat16"))
 
 
 def test_float16_autocast_on_the_cpu_is_refused(small_model: Path, rows: Path, tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ TOLERANCE = 0.005
 PHI3: dict[str, Any] = {
     "model_type": "phi3",
     "vocab_size": 2048,
-    "hidden_size": 512,
-    "intermediate_size": 1280,
+    "hidden_size": 256,
+    "intermediate_size": 640,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,

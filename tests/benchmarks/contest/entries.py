@@ -127,7 +127,7 @@ def train_ours(contest: Contest, settings: Settings, clock: Clock) -> None:
     fields |= {"micro_batch": contest.micro_batch, "gradient_accumulation": contest.accumulation}
     fields |= {"packing": best, "gradient_checkpointing": not best, "lora": {"rank": RANK}}
     fields |= {"training": {"epochs": float(EPOCHS)}}
-    plan = plan_with_defaults(fields, bfloat16=contest.half == "bfloat16")
+    plan = plan_with_defaults(fields, dtype=contest.half)
     rows = packed_rows(contest.rows, contest.seq_len) if best else [_row(ids) for ids in contest.rows]
     lengths = [len(row["input_ids"]) for row in rows]
     folder = Path(contest.folder)
