@@ -27,6 +27,13 @@ PROFILES = {
 pytestmark = pytest.mark.xdist_group("package")
 
 
+def test_what_a_group_shares_is_made_once(request: pytest.FixtureRequest) -> None:
+    # Where xdist groups, it says so in the name; where it does not, nothing fails and CI takes twice as long.
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("one process runs all of it")
+    assert request.node.nodeid.endswith("@package")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installed:
     """A virtual environment with the package in it, and the folder that its profiles should come from."""
