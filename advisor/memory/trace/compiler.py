@@ -30,7 +30,7 @@ class _PostponedCompiler(ModuleType):
     def __init__(self) -> None:
         super().__init__(_NAME)
         spec = find_spec(_NAME)
-        assert spec is not None, "every build of torch has it"
+        assert spec is not None
         self.__spec__, self.__file__, self.__package__ = spec, spec.origin, _NAME
         self._places = list(spec.submodule_search_locations or [])
         self._passed_over: list[Callable[..., Any]] = []
