@@ -58,18 +58,18 @@ def test_the_clock_counts_the_second_epoch_and_no_padding() -> None:
     assert clock.seconds > 0
 
 
-@pytest.mark.parametrize(("capability", "half"), [((7, 5), "float16"), ((9, 0), "bfloat16")], ids=["t4", "h200"])
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), "float16"), ((9, 0), "bfloat16")], ids=["t4", "h200"])
 def test_all_compute_in_what_the_gpu_has(
-    capability: tuple[int, int], half: str, monkeypatch: pytest.MonkeyPatch
+    capability: tuple[int, int], dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
-    assert throughput.half_of("cuda") == half
-    assert throughput.half_of("cpu") == "bfloat16"
+    assert throughput.dtype_of("cuda") == dtype
+    assert throughput.dtype_of("cpu") == "float32"
     shared: dict[str, Any] = {"model": "x", "method": "qlora", "rows": [], "seq_len": 8, "micro_batch": 1}
-    contest = Contest(**shared, accumulation=1, device="cuda", folder="x", half=half)  # type: ignore[arg-type]
-    assert entries._loading(contest)["dtype"] == getattr(torch, half)
-    assert entries._loading(contest)["quantization_config"].bnb_4bit_compute_dtype == getattr(torch, half)
-    assert entries._precision(contest).get("fp16", False) == (half == "float16")
+    contest = Contest(**shared, accumulation=1, device="cuda", folder="x", dtype=dtype)  # type: ignore[arg-type]
+    assert entries._loading(contest)["dtype"] == getattr(torch, dtype)
+    assert entries._loading(contest)["quantization_config"].bnb_4bit_compute_dtype == getattr(torch, dtype)
+    assert entries._precision(contest).get("fp16", False) == (dtype == "float16")
 
 
 def test_every_round_begins_with_another_entry_and_a_ratio_is_of_one_round(monkeypatch: pytest.MonkeyPatch) -> None:

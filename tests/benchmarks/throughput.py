@@ -82,7 +82,7 @@ def main() -> None:
             "micro_batch": options.micro_batch,
             "accumulation": options.accumulation,
             "device": options.device,
-            "half": half_of(options.device),
+            "dtype": dtype_of(options.device),
         }
         turns = take_turns(contest, options.methods, entries, options.rounds, Path(folder))
         runs = collect(turns, time.monotonic() + 60 * options.minutes)
@@ -108,10 +108,10 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def half_of(device: str) -> str:
-    """What all compute in: fp16 where bfloat16 is only emulated."""
+def dtype_of(device: str) -> str:
+    """What all compute in: fp16 where bfloat16 is only emulated, fp32 on a processor."""
     if device == "cpu":
-        return "bfloat16"
+        return "float32"
     import torch
 
     return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"

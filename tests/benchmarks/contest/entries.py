@@ -39,7 +39,7 @@ class Contest:
     folder: str
     """Where a trainer may write."""
 
-    half: Literal["bfloat16", "float16"] = "bfloat16"
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """What 16 bits are there: a GPU below capability 8.0 only emulates bfloat16."""
 
 
@@ -127,7 +127,7 @@ def train_ours(contest: Contest, settings: Settings, clock: Clock) -> None:
     fields |= {"micro_batch": contest.micro_batch, "gradient_accumulation": contest.accumulation}
     fields |= {"packing": best, "gradient_checkpointing": not best, "lora": {"rank": RANK}}
     fields |= {"training": {"epochs": float(EPOCHS)}}
-    plan = plan_with_defaults(fields, dtype=contest.half)
+    plan = plan_with_defaults(fields, dtype=contest.dtype)
     rows = packed_rows(contest.rows, contest.seq_len) if best else [_row(ids) for ids in contest.rows]
     lengths = [len(row["input_ids"]) for row in rows]
     folder = Path(contest.folder)
@@ -225,11 +225,11 @@ def _device(name: str) -> Any:
 
 
 def _loading(contest: Contest) -> dict[str, Any]:
-    """How scripts load: 16 bits, or 4 bits that compute in them."""
+    """How scripts load: what all compute in, or 4 bits that compute in it."""
     import torch
 
-    half = getattr(torch, contest.half)
-    settings: dict[str, Any] = {"dtype": half, "device_map": {"": contest.device}}
+    dtype = getattr(torch, contest.dtype)
+    settings: dict[str, Any] = {"dtype": dtype, "device_map": {"": contest.device}}
     if contest.method == "qlora":
         from transformers import BitsAndBytesConfig
 
@@ -237,7 +237,7 @@ def _loading(contest: Contest) -> dict[str, Any]:
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=half,
+            bnb_4bit_compute_dtype=dtype,
         )
     return settings
 
@@ -260,7 +260,7 @@ def _arguments(contest: Contest) -> dict[str, Any]:
 
 def _precision(contest: Contest) -> dict[str, bool]:
     """Autocast to the same 16 bits; TRL's default is bf16."""
-    return {"bf16": True} if contest.half == "bfloat16" else {"fp16": True, "bf16": False}
+    return {"bf16": contest.dtype == "bfloat16", "fp16": contest.dtype == "float16"}
 
 
 def _grouping() -> dict[str, Any]:
