@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -361,8 +361,6 @@ def load_recipe(name: str) -> Recipe:
 
 def default_plan(method: Method, *, model: str, dtype: Dtype = "bfloat16") -> Plan:
     """The method's default plan for a model, in the number format that the device computes in."""
-    from dataclasses import replace
-
     plan = plan_from_fields({**load_recipe(method).fields, "model": model})
     if dtype == "float32":
         return replace(plan, dtype="float32", autocast="none")
@@ -374,8 +372,6 @@ def without_bfloat16(plan: Plan) -> Plan:
 
     Trainable weights must then be fp32 ("Attempting to unscale FP16 gradients"), so full fine-tuning stores fp32.
     """
-    from dataclasses import replace
-
     return replace(plan, dtype="float32" if plan.method == "full" else "float16", autocast="float16")
 
 

@@ -52,7 +52,7 @@ class Places:
 
 
 @dataclass(slots=True, frozen=True)
-class _Handling:
+class _Treatment:
     """What is done about one operator."""
 
     name: str
@@ -87,7 +87,7 @@ class Tracker(TorchDispatchMode):
         self._rules = kernels.rules(hardware)
         self._last_first = kernels.last_output_first(hardware)
         self._blas = kernels.cublas_operations() if isinstance(hardware, Gpu) else frozenset()
-        self._handlings: dict[Any, _Handling] = {}
+        self._treatments: dict[Any, _Treatment] = {}
         self._results = Results()
         self._workspaces: set[bool] = set()
         self._lone_uses = _uses_of_a_lone_gradient()
@@ -100,39 +100,39 @@ class Tracker(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return self._answers.value(args[0], phase=self.places.phase, operation=self.places.operation)
-        handling = self._handlings.get(func) or self._handle(func)
-        if handling.select is not None and depends_on_values(func, args):
+        treatment = self._treatments.get(func) or self._decide(func)
+        if treatment.select is not None and depends_on_values(func, args):
             with self:
-                return handling.select(*args)
+                return treatment.select(*args)
         if func is _ADD_IN_PLACE:
             self._label_addend(args)
         if func is self._chunked_loss:
             with self:
                 return run_chunked_loss(args, self._hardware)
         module = self._locate()
-        self.places.running = (handling.name, module)
-        if handling.views:
+        self.places.running = (treatment.name, module)
+        if treatment.views:
             return func(*args, **kwargs)
-        if handling.uses_blas:
+        if treatment.uses_blas:
             self._use_workspace()
-        inside = handling.rule(kernels.Call(args, kwargs, self._hardware)) if handling.rule else kernels.NOTHING
-        temporary = [self._temporary(size, handling.name, module) for size in inside.first]
+        inside = treatment.rule(kernels.Call(args, kwargs, self._hardware)) if treatment.rule else kernels.NOTHING
+        temporary = [self._temporary(size, treatment.name, module) for size in inside.first]
         if func is self._grouped and args[0].is_meta and args[0].dtype != torch.bfloat16:
             result = grouped_product(args, kwargs)
         else:
-            result = self._results.of(func, args, kwargs) if handling.pure else func(*args, **kwargs)
+            result = self._results.of(func, args, kwargs) if treatment.pure else func(*args, **kwargs)
         if func is _ADD and self._is_in_place(args):
             self._take_over(args[0], result)
         else:
-            self._register_outputs(result[::-1] if handling.last_first else result, handling.name, module)
+            self._register_outputs(result[::-1] if treatment.last_first else result, treatment.name, module)
         if inside is not kernels.NOTHING:
-            self._release([self._temporary(size, handling.name, module) for size in inside.brief])
-            self._release(temporary + [self._temporary(size, handling.name, module) for size in inside.then])
+            self._release([self._temporary(size, treatment.name, module) for size in inside.brief])
+            self._release(temporary + [self._temporary(size, treatment.name, module) for size in inside.then])
         return result
 
-    def _handle(self, func: Any) -> _Handling:
+    def _decide(self, func: Any) -> _Treatment:
         """What is done about an operator, from now on."""
-        handling = self._handlings[func] = _Handling(
+        treatment = self._treatments[func] = _Treatment(
             name=str(func),
             select=self._selections.get(func),
             rule=self._rules.get(func),
@@ -141,7 +141,7 @@ class Tracker(TorchDispatchMode):
             pure=is_pure(func),
             views=returns_views(func),
         )
-        return handling
+        return treatment
 
     def _is_in_place(self, args: tuple[Any, ...]) -> bool:
         """Whether a real device would add into the first tensor, where a dispatch mode makes torch copy.
